@@ -1,0 +1,446 @@
+//! The one place that turns a transport and an address into a connection:
+//! resolve, connect, handshake, verified peer. Both forwarders use it, so they
+//! cannot differ in whom they trust.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use futures_rustls::TlsConnector;
+use futures_rustls::client::TlsStream;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use crate::identity::Identity;
+use crate::runtime::{Runtime, Stream, within};
+use crate::tls::verifier::{PeerError, Role, SvidVerifier, VerifiedPeer};
+use crate::tls::{self, unix_now};
+use crate::transport::Transport;
+
+/// A server's host and port, as the file has them.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Address {
+    /// Resolved anew for each connection when it is a name.
+    pub host: Host,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// A name or an IP address.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Host {
+    /// Needs no resolving.
+    Ip(IpAddr),
+    /// A DNS name.
+    Name(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// Why no upstream connection could be had.
+#[derive(Debug)]
+pub enum DialError {
+    /// We have no SVID, or it was withdrawn.
+    NoIdentity(String),
+    /// Ours has expired and is not presented.
+    IdentityExpired,
+    /// The transport cannot be used.
+    Config(String),
+    /// The name has no address.
+    Resolve(io::Error),
+    /// TCP says no.
+    Connect(io::Error),
+    /// No connection within `dialTimeout`.
+    DialTimeout(Duration),
+    /// No TLS within its limit.
+    HandshakeTimeout(Duration),
+    /// The peer is not one that we trust or want.
+    Peer(PeerError),
+    /// The handshake failed in another way.
+    Handshake(io::Error),
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoIdentity(why) => write!(f, "we have no SVID to present: {why}"),
+            Self::IdentityExpired => f.write_str("our SVID has expired and is not presented"),
+            Self::Config(why) => f.write_str(why),
+            Self::Resolve(error) => write!(f, "the name does not resolve: {error}"),
+            Self::Connect(error) => write!(f, "cannot connect: {error}"),
+            Self::DialTimeout(limit) => write!(f, "not connected after {limit:?} (dialTimeout)"),
+            Self::HandshakeTimeout(limit) => {
+                write!(f, "the TLS handshake was not done after {limit:?}")
+            }
+            Self::Peer(error) => write!(f, "the peer is refused: {error}"),
+            Self::Handshake(error) => write!(f, "the TLS handshake failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for DialError {}
+
+impl DialError {
+    /// What an HTTP client is told, with the error type of RFC 9209. A TCP
+    /// client only ever sees a close.
+    #[must_use]
+    pub fn status(&self) -> (u16, &'static str) {
+        match self {
+            Self::NoIdentity(_) | Self::IdentityExpired => (503, "destination_unavailable"),
+            Self::Config(_) => (500, "proxy_configuration_error"),
+            Self::Resolve(_) => (502, "dns_error"),
+            Self::Connect(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => (502, "connection_refused"),
+                io::ErrorKind::TimedOut => (504, "connection_timeout"),
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                    (502, "destination_ip_unroutable")
+                }
+                _ => (502, "connection_terminated"),
+            },
+            Self::DialTimeout(_) | Self::HandshakeTimeout(_) => (504, "connection_timeout"),
+            Self::Peer(_) => (502, "tls_certificate_error"),
+            Self::Handshake(error) => (502, tls_error_type(error)),
+        }
+    }
+}
+
+/// The error type of RFC 9209 for a failure on a TLS connection.
+pub(crate) fn tls_error_type(error: &io::Error) -> &'static str {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref());
+    match inner {
+        Some(rustls::Error::AlertReceived(_)) => "tls_alert_received",
+        Some(rustls::Error::InvalidCertificate(_)) => "tls_certificate_error",
+        Some(_) => "tls_protocol_error",
+        None => "connection_terminated",
+    }
+}
+
+/// Bytes to and from an upstream, in plaintext or through TLS.
+#[derive(Debug)]
+pub enum Channel<S> {
+    /// `http://`, or TCP without `tls = true`.
+    Plain(S),
+    /// TLS.
+    Tls(Box<TlsStream<S>>),
+}
+
+impl<S: Stream> AsyncRead for Channel<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<S: Stream> AsyncWrite for Channel<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_close(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_close(cx),
+        }
+    }
+}
+
+/// A connection to an upstream, and on what grounds it was admitted.
+#[derive(Debug)]
+pub struct Upstream<S> {
+    /// The bytes.
+    pub channel: Channel<S>,
+    /// Of a SPIFFE transport.
+    pub admission: Option<Admission>,
+}
+
+/// The grounds on which a SPIFFE peer was admitted, kept to be able to ask
+/// again when trust has changed.
+#[derive(Debug)]
+pub struct Admission {
+    peer: VerifiedPeer,
+    chain: Vec<CertificateDer<'static>>,
+    verifier: Arc<SvidVerifier>,
+    /// When the handshake was.
+    at: UnixTime,
+    /// The earlier end of the two leaves' lives, Unix seconds.
+    not_after: i64,
+    generation: u64,
+}
+
+impl Admission {
+    /// Who the peer is.
+    #[must_use]
+    pub fn peer(&self) -> &VerifiedPeer {
+        &self.peer
+    }
+}
+
+/// Makes connections for the forwarders of one worker.
+#[derive(Debug)]
+pub struct Dialer<R> {
+    runtime: R,
+    identity: Identity,
+    /// By transport name; each is of one generation.
+    clients: RefCell<HashMap<String, (u64, tls::Client)>>,
+}
+
+impl<R: Runtime> Dialer<R> {
+    pub(crate) fn new(runtime: R, identity: Identity) -> Self {
+        Self {
+            runtime,
+            identity,
+            clients: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn runtime(&self) -> &R {
+        &self.runtime
+    }
+
+    /// Opens a connection; with TLS as the transport says, or without.
+    ///
+    /// # Errors
+    /// See [`DialError`]. No byte has been sent to a peer that is refused but
+    /// those of the handshake.
+    pub async fn dial(
+        &self,
+        transport: &Transport,
+        address: &Address,
+        tls: bool,
+    ) -> Result<Upstream<R::Stream>, DialError> {
+        // Before any packet: without an identity the peer never sees us.
+        let client = if tls {
+            Some(self.client(transport)?)
+        } else {
+            None
+        };
+        let connecting = self.connect(address);
+        let socket = within(&self.runtime, transport.dial_timeout, connecting)
+            .await
+            .unwrap_or_else(|| {
+                Err(DialError::DialTimeout(
+                    transport.dial_timeout.unwrap_or_default(),
+                ))
+            })?;
+        set_options(&socket, transport.keep_alive).map_err(DialError::Connect)?;
+        let Some(client) = client else {
+            return Ok(Upstream {
+                channel: Channel::Plain(socket),
+                admission: None,
+            });
+        };
+        self.handshake(transport, address, client, socket).await
+    }
+
+    async fn connect(&self, address: &Address) -> Result<R::Stream, DialError> {
+        let addresses = match &address.host {
+            Host::Ip(ip) => vec![SocketAddr::new(*ip, address.port)],
+            Host::Name(name) => {
+                let (name, port) = (name.clone(), address.port);
+                let found = smol::unblock(move || {
+                    (name.as_str(), port)
+                        .to_socket_addrs()
+                        .map(Iterator::collect::<Vec<_>>)
+                });
+                found.await.map_err(DialError::Resolve)?
+            }
+        };
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in addresses {
+            match self.runtime.connect(address).await {
+                Ok(socket) => return Ok(socket),
+                Err(error) => last = error,
+            }
+        }
+        Err(DialError::Connect(last))
+    }
+
+    async fn handshake(
+        &self,
+        transport: &Transport,
+        address: &Address,
+        client: tls::Client,
+        socket: R::Stream,
+    ) -> Result<Upstream<R::Stream>, DialError> {
+        let name = match (&transport.server_name, &address.host) {
+            (Some(name), _) => name.clone(),
+            (None, Host::Ip(ip)) => ServerName::from(*ip),
+            (None, Host::Name(name)) => ServerName::try_from(name.clone())
+                .map_err(|error| DialError::Config(format!("server name \"{name}\": {error}")))?,
+        };
+        let at = UnixTime::since_unix_epoch(seconds(unix_now()));
+        let connector = TlsConnector::from(Arc::clone(&client.config));
+        let limit = transport.handshake_timeout;
+        let handshake = connector.connect(name, socket);
+        let stream = within(&self.runtime, Some(limit), handshake)
+            .await
+            .ok_or(DialError::HandshakeTimeout(limit))?
+            .map_err(|error| {
+                let refusal = client.svid_verifier.as_ref().and_then(|v| v.take_refusal());
+                refusal.map_or_else(|| DialError::Handshake(error), DialError::Peer)
+            })?;
+        let admission = match client.svid_verifier {
+            None => None,
+            Some(verifier) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                let leaf = chain.first().ok_or_else(|| no_peer("it sent none"))?;
+                let peer = verifier.peer(leaf).ok_or_else(|| no_peer("no ID"))?;
+                let own = verifier.snapshot().svid().not_after();
+                Some(Admission {
+                    peer,
+                    not_after: not_after(leaf).min(own),
+                    chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
+                    at,
+                    generation: verifier.snapshot().generation(),
+                    verifier,
+                })
+            }
+        };
+        Ok(Upstream {
+            channel: Channel::Tls(Box::new(stream)),
+            admission,
+        })
+    }
+
+    /// The TLS configuration of a transport under the current snapshot.
+    fn client(&self, transport: &Transport) -> Result<tls::Client, DialError> {
+        let now = unix_now();
+        let snapshot = if transport.is_spiffe() {
+            let Some(snapshot) = self.identity.current() else {
+                let why = self.identity.problem();
+                let why = why.unwrap_or_else(|| "the Workload API has not answered yet".to_owned());
+                return Err(DialError::NoIdentity(why));
+            };
+            if snapshot.svid().is_expired(now) {
+                return Err(DialError::IdentityExpired);
+            }
+            Some(snapshot)
+        } else {
+            None
+        };
+        let generation = snapshot.as_ref().map_or(0, |s| s.generation());
+        let mut clients = self.clients.borrow_mut();
+        match clients.get(&transport.name) {
+            Some((of, client)) if *of == generation => Ok(client.clone()),
+            _ => {
+                let client =
+                    tls::client(transport, snapshot.as_ref(), now).map_err(
+                        |error| match error {
+                            tls::ConfigError::NoIdentity => DialError::NoIdentity(String::new()),
+                            tls::ConfigError::IdentityExpired => DialError::IdentityExpired,
+                            tls::ConfigError::Unusable(why) => DialError::Config(why),
+                        },
+                    )?;
+                clients.insert(transport.name.clone(), (generation, client.clone()));
+                Ok(client)
+            }
+        }
+    }
+
+    /// Whether a connection may serve another exchange: its peer would still
+    /// be admitted by today's authorities and allowlist, and neither leaf of
+    /// its handshake has expired.
+    ///
+    /// Validity is judged as of the handshake: a leaf that has run out since
+    /// retires the connection, but is no loss of trust.
+    pub(crate) fn still_admits(
+        &self,
+        transport: &Transport,
+        admission: &mut Option<Admission>,
+    ) -> bool {
+        let Some(admission) = admission else {
+            return true;
+        };
+        if unix_now() > admission.not_after {
+            return false;
+        }
+        if admission.generation == self.identity.generation() {
+            return true;
+        }
+        let Ok(tls::Client {
+            svid_verifier: Some(verifier),
+            ..
+        }) = self.client(transport)
+        else {
+            return false;
+        };
+        match verifier.check(&admission.chain, Role::Server, admission.at) {
+            Ok(_) => {
+                admission.generation = verifier.snapshot().generation();
+                admission.verifier = verifier;
+                true
+            }
+            Err(error) => {
+                log::warn!(
+                    "{}: a pooled connection to {} is closed, its peer is no longer trusted: {error}",
+                    transport.name,
+                    admission.peer.id()
+                );
+                false
+            }
+        }
+    }
+}
+
+fn no_peer(why: &str) -> DialError {
+    DialError::Peer(PeerError::Malformed(why.to_owned()))
+}
+
+fn seconds(unix: i64) -> Duration {
+    Duration::from_secs(u64::try_from(unix).unwrap_or(0))
+}
+
+/// When a verified leaf ends; 0 (long ago) should it not parse.
+fn not_after(leaf: &CertificateDer<'_>) -> i64 {
+    X509Certificate::from_der(leaf)
+        .map(|(_, leaf)| leaf.validity().not_after.timestamp())
+        .unwrap_or(0)
+}
+
+/// What every proxied socket is set to.
+pub(crate) fn set_options<S: Stream>(socket: &S, keep_alive: Option<Duration>) -> io::Result<()> {
+    use rustix::net::sockopt;
+    // Each write is a whole message or all there is: nothing to wait for.
+    sockopt::set_tcp_nodelay(socket.socket(), true)?;
+    if let Some(period) = keep_alive {
+        sockopt::set_socket_keepalive(socket.socket(), true)?;
+        sockopt::set_tcp_keepidle(socket.socket(), period)?;
+        sockopt::set_tcp_keepintvl(socket.socket(), period)?;
+    }
+    Ok(())
+}

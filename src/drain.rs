@@ -1,0 +1,99 @@
+//! Ending well: tell the connections of a worker to stop, wait until they
+//! have.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
+
+/// The connections of one worker.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Drain(Rc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    stopping: Cell<bool>,
+    /// A slot per connection; a waker in it while it waits for the stop.
+    connections: RefCell<Slab<Option<Waker>>>,
+    /// Whoever waits for the end, or for a connection to end.
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// Held by every connection that must end before the worker may.
+#[derive(Debug)]
+pub(crate) struct Running {
+    drain: Drain,
+    slot: usize,
+}
+
+impl Drain {
+    /// One more connection.
+    pub(crate) fn enter(&self) -> Running {
+        Running {
+            drain: self.clone(),
+            slot: self.0.connections.borrow_mut().insert(None),
+        }
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub(crate) fn running(&self) -> usize {
+        self.0.connections.borrow().len()
+    }
+
+    /// Tells every connection to finish what it is doing and end.
+    pub(crate) fn stop(&self) {
+        self.0.stopping.set(true);
+        for (_, slot) in self.0.connections.borrow_mut().iter_mut() {
+            if let Some(waker) = slot.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Waits until there are fewer than `limit` connections. One waiter only.
+    pub(crate) async fn fewer_than(&self, limit: usize) {
+        poll_fn(|cx| {
+            if self.running() < limit {
+                return Poll::Ready(());
+            }
+            *self.0.waiter.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Running {
+    /// Whether the worker is ending.
+    #[must_use]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.drain.0.stopping.get()
+    }
+
+    /// Ready once the worker is ending.
+    pub(crate) fn poll_stopping(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_stopping() {
+            return Poll::Ready(());
+        }
+        let mut connections = self.drain.0.connections.borrow_mut();
+        if let Some(slot) = connections.get_mut(self.slot)
+            && !slot.as_ref().is_some_and(|old| old.will_wake(cx.waker()))
+        {
+            *slot = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.drain.0.connections.borrow_mut().try_remove(self.slot);
+        let waiter = self.drain.0.waiter.borrow_mut().take();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+}

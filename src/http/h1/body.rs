@@ -1,0 +1,104 @@
+//! The body of a message: content out of the framing it came in, and into the
+//! framing it leaves in.
+
+use super::Framing;
+use super::chunked::{self, Progress};
+
+/// Takes a body out of its framing.
+#[derive(Debug)]
+pub enum Decoder {
+    /// So many bytes are still to come. 0: done.
+    Length(u64),
+    /// Chunks.
+    Chunked(Box<chunked::Decoder>),
+    /// All bytes are content, until the sender closes.
+    UntilClose,
+}
+
+impl Decoder {
+    /// For a body that is framed so.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Empty => Self::Length(0),
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::Chunked(Box::default()),
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Whether the body has ended by its own framing.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(decoder) => decoder.is_done(),
+            Self::UntilClose => false,
+        }
+    }
+
+    /// Whether the sender's close ends the body, rather than cuts it.
+    #[must_use]
+    pub fn ends_at_close(&self) -> bool {
+        matches!(self, Self::UntilClose)
+    }
+
+    /// Looks at `input`, up to the end of the first run of content in it.
+    ///
+    /// # Errors
+    /// What is wrong with the chunked coding.
+    pub fn advance(&mut self, input: &[u8]) -> Result<Progress, &'static str> {
+        match self {
+            Self::Length(left) => {
+                let data = usize::try_from(*left).map_or(input.len(), |l| l.min(input.len()));
+                *left -= u64::try_from(data).unwrap_or(*left);
+                Ok(Progress {
+                    framing: 0,
+                    data,
+                    done: *left == 0,
+                })
+            }
+            Self::Chunked(decoder) => decoder.advance(input),
+            Self::UntilClose => Ok(Progress {
+                framing: 0,
+                data: input.len(),
+                done: false,
+            }),
+        }
+    }
+}
+
+/// How a body leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Encoder {
+    /// As it is: its length was announced, or the close will end it.
+    Raw,
+    /// In chunks.
+    Chunked,
+}
+
+impl Encoder {
+    /// Appends a piece of content. Empty pieces leave no trace.
+    pub fn encode(self, data: &[u8], out: &mut Vec<u8>) {
+        if data.is_empty() {
+            return;
+        }
+        match self {
+            Self::Raw => out.extend_from_slice(data),
+            Self::Chunked => {
+                use std::io::Write;
+                // Writing to a Vec cannot fail.
+                drop(write!(out, "{:x}\r\n", data.len()));
+                out.extend_from_slice(data);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+
+    /// Appends the end of the body.
+    pub fn finish(self, out: &mut Vec<u8>) {
+        if self == Self::Chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+}

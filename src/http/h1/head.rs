@@ -1,0 +1,424 @@
+//! What request and response heads share: finding the end, the fields, and
+//! the few names that mean something to a proxy.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::Refusal;
+
+/// Limits on a head.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the first line.
+    pub line_max: usize,
+    /// Bytes of the whole head.
+    pub bytes_max: usize,
+    /// Fields.
+    pub fields_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            line_max: 8 << 10,
+            bytes_max: 32 << 10,
+            fields_max: 100,
+        }
+    }
+}
+
+/// The most fields that any configuration allows; the parser's table is on
+/// the stack.
+pub const FIELDS_MAX: usize = 256;
+
+/// Names that the proxy itself acts upon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Name {
+    /// `Connection`
+    Connection,
+    /// `Content-Length`
+    ContentLength,
+    /// `Expect`
+    Expect,
+    /// `Host`
+    Host,
+    /// `TE`
+    Te,
+    /// `Trailer`
+    Trailer,
+    /// `Transfer-Encoding`
+    TransferEncoding,
+    /// `Upgrade`
+    Upgrade,
+    /// Hop-by-hop by custom: `Keep-Alive`, `Proxy-Connection`,
+    /// `Proxy-Authenticate`, `Proxy-Authorization`, `HTTP2-Settings`.
+    HopByHop,
+    /// `X-Forwarded-For`
+    ForwardedFor,
+    /// `X-Forwarded-Host`
+    ForwardedHost,
+    /// `X-Forwarded-Port`
+    ForwardedPort,
+    /// `X-Forwarded-Proto`
+    ForwardedProto,
+    /// `X-Forwarded-Server`
+    ForwardedServer,
+    /// `X-Real-Ip`
+    RealIp,
+    /// Other forwarding claims: `Forwarded`, `X-Forwarded-Prefix`, `-Uri`,
+    /// `-Method`, `-Tls-Client-Cert`, `-Tls-Client-Cert-Info`.
+    ForwardedOther,
+    /// One of the above with `_` for `-`, which many a backend takes for it.
+    Lookalike,
+    /// Anything else: passed on.
+    Other,
+}
+
+const KNOWN: [(&str, Name); 25] = [
+    ("connection", Name::Connection),
+    ("content-length", Name::ContentLength),
+    ("expect", Name::Expect),
+    ("host", Name::Host),
+    ("te", Name::Te),
+    ("trailer", Name::Trailer),
+    ("transfer-encoding", Name::TransferEncoding),
+    ("upgrade", Name::Upgrade),
+    ("keep-alive", Name::HopByHop),
+    ("proxy-connection", Name::HopByHop),
+    ("proxy-authenticate", Name::HopByHop),
+    ("proxy-authorization", Name::HopByHop),
+    ("http2-settings", Name::HopByHop),
+    ("x-forwarded-for", Name::ForwardedFor),
+    ("x-forwarded-host", Name::ForwardedHost),
+    ("x-forwarded-port", Name::ForwardedPort),
+    ("x-forwarded-proto", Name::ForwardedProto),
+    ("x-forwarded-server", Name::ForwardedServer),
+    ("x-real-ip", Name::RealIp),
+    ("forwarded", Name::ForwardedOther),
+    ("x-forwarded-prefix", Name::ForwardedOther),
+    ("x-forwarded-uri", Name::ForwardedOther),
+    ("x-forwarded-method", Name::ForwardedOther),
+    ("x-forwarded-tls-client-cert", Name::ForwardedOther),
+    ("x-forwarded-tls-client-cert-info", Name::ForwardedOther),
+];
+
+impl Name {
+    /// Which name it is, whatever its case.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        // Every known name begins with one of these; most names do not.
+        let Some(first) = name.first() else {
+            return Self::Other;
+        };
+        if !matches!(
+            first.to_ascii_lowercase(),
+            b'c' | b'e' | b'f' | b'h' | b'k' | b'p' | b't' | b'u' | b'x'
+        ) {
+            return Self::Other;
+        }
+        for (known, which) in KNOWN {
+            if known.len() == name.len() {
+                let folds = known
+                    .bytes()
+                    .zip(name)
+                    .all(|(k, n)| k == n.to_ascii_lowercase() || (k == b'-' && *n == b'_'));
+                if folds {
+                    return if name.contains(&b'_') {
+                        Self::Lookalike
+                    } else {
+                        which
+                    };
+                }
+            }
+        }
+        Self::Other
+    }
+}
+
+/// A field line, as places in the head's bytes.
+#[derive(Clone, Debug)]
+pub struct Field {
+    name: Range<u32>,
+    value: Range<u32>,
+    /// Which name it is.
+    pub known: Name,
+}
+
+/// The bytes of a head with the places of its fields. Reused from message to
+/// message, so that a connection allocates once.
+#[derive(Debug, Default)]
+pub struct Head {
+    bytes: Vec<u8>,
+    fields: Vec<Field>,
+}
+
+impl Head {
+    /// The fields, in order.
+    pub fn fields(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter()
+    }
+
+    /// The name of a field, as received.
+    #[must_use]
+    pub fn name(&self, field: &Field) -> &[u8] {
+        self.slice(&field.name)
+    }
+
+    /// The value of a field, without the white space around it.
+    #[must_use]
+    pub fn value(&self, field: &Field) -> &[u8] {
+        self.slice(&field.value)
+    }
+
+    /// The values of all lines of one name.
+    pub fn values(&self, known: Name) -> impl Iterator<Item = &[u8]> {
+        let fields = self.fields.iter().filter(move |f| f.known == known);
+        fields.map(|field| self.value(field))
+    }
+
+    /// The bytes at a place.
+    #[must_use]
+    pub fn slice(&self, place: &Range<u32>) -> &[u8] {
+        let place = index(place.start)..index(place.end);
+        self.bytes.get(place).unwrap_or_default()
+    }
+
+    /// The place of a slice of the head's own bytes.
+    pub(super) fn place(&self, part: &[u8]) -> Range<u32> {
+        place_in(&self.bytes, part)
+    }
+
+    /// Takes over a complete head.
+    pub(super) fn load(&mut self, bytes: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+        self.fields.clear();
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Runs one of httparse's parsers over the bytes and notes the fields.
+    pub(super) fn parse_fields(
+        &mut self,
+        fields_max: usize,
+        parse: impl for<'b> FnOnce(
+            &'b [u8],
+            &mut [MaybeUninit<httparse::Header<'b>>],
+            &mut dyn FnMut(&'b [u8], &'b [u8]),
+        ) -> Result<(), httparse::Error>,
+    ) -> Result<(), httparse::Error> {
+        let mut table = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+        let table = table
+            .get_mut(..fields_max.min(FIELDS_MAX))
+            .unwrap_or_default();
+        let (bytes, fields) = (&self.bytes, &mut self.fields);
+        parse(bytes, table, &mut |name, value| {
+            fields.push(Field {
+                name: place_in(bytes, name),
+                value: place_in(bytes, value),
+                known: Name::of(name),
+            });
+        })
+    }
+}
+
+/// Where `part`, a slice of `whole`, is in it.
+fn place_in(whole: &[u8], part: &[u8]) -> Range<u32> {
+    let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
+    let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    place(start)..place(start.saturating_add(part.len()))
+}
+
+fn index(place: u32) -> usize {
+    usize::try_from(place).unwrap_or(usize::MAX)
+}
+
+/// Finds the end of a head, however the bytes come in pieces, and looks at
+/// each byte once.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    /// Where the current line begins.
+    line: usize,
+    /// Up to where there is no further line end.
+    searched: usize,
+}
+
+impl Scanner {
+    /// The length of the head at the beginning of `buf`, once it is whole.
+    ///
+    /// # Errors
+    /// A line that ends in a bare LF, and a head over its limits. A CR that
+    /// no LF follows is left to the parser.
+    pub fn find(&mut self, buf: &[u8], limits: &Limits) -> Result<Option<usize>, TooLong> {
+        while let Some(rest) = buf.get(self.searched..) {
+            let Some(found) = memchr::memchr(b'\n', rest) else {
+                self.searched = buf.len();
+                break;
+            };
+            let lf = self.searched + found;
+            let ends_in_crlf = lf > self.line && buf.get(lf - 1) == Some(&b'\r');
+            if !ends_in_crlf {
+                return Err(TooLong::BareLf);
+            }
+            if self.line == 0 && lf > limits.line_max {
+                return Err(TooLong::Line);
+            }
+            let is_empty = lf == self.line + 1;
+            self.line = lf + 1;
+            self.searched = lf + 1;
+            if is_empty {
+                if self.line > limits.bytes_max {
+                    return Err(TooLong::Head);
+                }
+                return Ok(Some(self.line));
+            }
+        }
+        if self.line == 0 && buf.len() > limits.line_max {
+            return Err(TooLong::Line);
+        }
+        if buf.len() > limits.bytes_max {
+            return Err(TooLong::Head);
+        }
+        Ok(None)
+    }
+}
+
+/// Why a head has no end that we accept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TooLong {
+    /// The first line is over its limit.
+    Line,
+    /// The head is over its limit.
+    Head,
+    /// A line ends without a CR.
+    BareLf,
+}
+
+/// What the `Connection` fields say. Names that they nominate are removed by
+/// [`nominates`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Connection {
+    /// `close`
+    pub close: bool,
+    /// `keep-alive`
+    pub keep_alive: bool,
+    /// `upgrade`
+    pub upgrade: bool,
+    /// Any other token: a field that must not be forwarded.
+    pub nominates: bool,
+}
+
+impl Connection {
+    /// Reads every `Connection` line of a head.
+    ///
+    /// # Errors
+    /// A list member that is not a token.
+    pub fn of(head: &Head) -> Result<Self, Refusal> {
+        let mut connection = Self::default();
+        for token in head.values(Name::Connection).flat_map(list) {
+            if token.eq_ignore_ascii_case(b"close") {
+                connection.close = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                connection.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                connection.upgrade = true;
+            } else if is_token(token) {
+                connection.nominates = true;
+            } else {
+                return Err(Refusal::bad("Connection is not a list of tokens"));
+            }
+        }
+        Ok(connection)
+    }
+}
+
+/// Whether a `Connection` line names this field (RFC 9110, section 7.6.1).
+#[must_use]
+pub fn nominates(head: &Head, name: &[u8]) -> bool {
+    head.values(Name::Connection)
+        .flat_map(list)
+        .any(|token| token.eq_ignore_ascii_case(name))
+}
+
+/// The members of a comma-separated list; empty ones are skipped (RFC 9110,
+/// section 5.6.1.2).
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+}
+
+/// `token` of RFC 9110, section 5.6.2.
+#[must_use]
+pub fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().copied().all(is_tchar)
+}
+
+/// `tchar` of RFC 9110, section 5.6.2.
+#[must_use]
+pub fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What the framing fields of a message say, before its kind is looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Declared {
+    Nothing,
+    Length(u64),
+    Chunked,
+    /// A transfer coding that we do not know.
+    UnknownCoding,
+}
+
+/// Reads `Content-Length` and `Transfer-Encoding` together, and takes only
+/// what cannot be read in two ways.
+pub(super) fn declared_framing(head: &Head, is_1_0: bool) -> Result<Declared, &'static str> {
+    let mut lengths = head.values(Name::ContentLength);
+    let mut codings = head.values(Name::TransferEncoding);
+    let (length, coding) = (lengths.next(), codings.next());
+    if lengths.next().is_some() {
+        return Err("more than one Content-Length");
+    }
+    if codings.next().is_some() {
+        return Err("more than one Transfer-Encoding");
+    }
+    match (length, coding) {
+        (None, None) => Ok(Declared::Nothing),
+        (Some(_), Some(_)) => Err("both Content-Length and Transfer-Encoding"),
+        (Some(length), None) => parse_length(length)
+            .map(Declared::Length)
+            .ok_or("Content-Length is not a number of bytes"),
+        (None, Some(_)) if is_1_0 => Err("Transfer-Encoding in an HTTP/1.0 message"),
+        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Declared::Chunked),
+        (None, Some(coding)) => {
+            // A list in which chunked is not alone and last, or not a list.
+            let mut members = coding.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            let last_is_chunked = members
+                .clone()
+                .next_back()
+                .is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
+            let once = members
+                .clone()
+                .filter(|m| m.eq_ignore_ascii_case(b"chunked"))
+                .count()
+                == 1;
+            if last_is_chunked && once && members.all(is_token) {
+                Ok(Declared::UnknownCoding)
+            } else {
+                Err("Transfer-Encoding does not end in chunked, once")
+            }
+        }
+    }
+}
+
+/// Digits only, and below 2^63.
+fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(value).ok()?.parse().ok()?;
+    (number <= i64::MAX.unsigned_abs()).then_some(number)
+}

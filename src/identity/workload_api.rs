@@ -1,0 +1,269 @@
+//! The client of the SPIFFE Workload API.
+//!
+//! # Implementation
+//! gRPC needs tokio, so it runs on **one thread of its own**, named `spiffe`,
+//! with a current-thread runtime; nothing else in the program touches tokio.
+//! What crosses over is an [`Update`], with the key already made into a
+//! signer, so that PKCS#8 bytes stay on this side.
+
+use std::io;
+use std::time::Duration;
+
+use async_channel::Sender;
+use futures_lite::future::or;
+use log::{info, warn};
+use rustls::crypto::CryptoProvider;
+use spiffe::transport::Endpoint;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+use super::Update;
+use super::snapshot::{Material, Unusable, chain};
+use super::wire;
+use crate::tls::unix_now;
+
+/// The first and the longest wait between two tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// The wait after an answer that the standard says not to retry
+/// (`InvalidArgument`, `Unimplemented`): a new agent may be installed yet.
+const BACKOFF_HOPELESS: Duration = Duration::from_secs(60);
+/// From the first packet to an open connection, and from there to the first
+/// message: an agent that is up answers at once (section 4.3).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest message. A SVID with a hundred bundles is below a tenth of it.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// What the client needs to know.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where the agent listens.
+    pub endpoint: Endpoint,
+    /// Picks among several SVIDs.
+    pub hint: Option<String>,
+    /// Makes the signer.
+    pub provider: CryptoProvider,
+}
+
+/// Starts the thread. It ends when the receiver of `updates` is dropped.
+///
+/// # Errors
+/// The operating system's, when there can be no thread.
+pub fn spawn(settings: Settings, updates: Sender<Update>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    std::thread::Builder::new()
+        .name("spiffe".to_owned())
+        .spawn(move || runtime.block_on(follow(&settings, &updates)))?;
+    Ok(())
+}
+
+/// One stream after the other, for ever.
+async fn follow(settings: &Settings, updates: &Sender<Update>) {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let mut received = false;
+        let streaming = async { Some(stream(settings, updates, &mut received).await) };
+        let Some(ended) = or(streaming, until_closed(updates)).await else {
+            return;
+        };
+        if received {
+            backoff = BACKOFF.0;
+        }
+        let wait = match ended.kind {
+            Kind::Hopeless => BACKOFF_HOPELESS,
+            _ => jittered(backoff),
+        };
+        backoff = (backoff * 2).min(BACKOFF.1);
+        warn!(
+            "Workload API {}: {}; next try in {:.1} s",
+            address(&settings.endpoint),
+            ended.why,
+            wait.as_secs_f64()
+        );
+        let update = match ended.kind {
+            Kind::Withdrawn => Update::Withdrawn(ended.why),
+            Kind::Trouble | Kind::Hopeless => Update::Failed(ended.why),
+        };
+        if updates.send(update).await.is_err() {
+            return;
+        }
+        let waiting = async {
+            tokio::time::sleep(wait).await;
+            Some(())
+        };
+        if or(waiting, until_closed(updates)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// `None` once nobody receives updates any more: the program is ending.
+async fn until_closed<T>(updates: &Sender<Update>) -> Option<T> {
+    updates.closed().await;
+    None
+}
+
+/// Why a stream has ended.
+struct Ended {
+    kind: Kind,
+    why: String,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    /// Try again soon; what we have stays.
+    Trouble,
+    /// The agent says that we have no identity.
+    Withdrawn,
+    /// The agent will say the same next time.
+    Hopeless,
+}
+
+fn trouble(why: impl Into<String>) -> Ended {
+    Ended {
+        kind: Kind::Trouble,
+        why: why.into(),
+    }
+}
+
+/// Opens the stream and passes on what comes, until it ends.
+async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bool) -> Ended {
+    if let Endpoint::Unix(path) = &settings.endpoint
+        && !path.exists()
+    {
+        return trouble(format!(
+            "there is no socket {}; is the agent running?",
+            path.display()
+        ));
+    }
+    let connecting = spiffe::transport::connect(&settings.endpoint);
+    let channel = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => {
+            return trouble(format!(
+                "cannot connect ({}); is the agent running, and may this user open the socket?",
+                chain(&error)
+            ));
+        }
+        Err(_) => return trouble(format!("no connection after {CONNECT_TIMEOUT:?}")),
+    };
+    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    // The security header of the Workload Endpoint standard, section 3.
+    let mut metadata = MetadataMap::new();
+    metadata.insert("workload.spiffe.io", MetadataValue::from_static("true"));
+    let request =
+        tonic::Request::from_parts(metadata, tonic::Extensions::default(), wire::Request {});
+    let opening = async {
+        grpc.ready()
+            .await
+            .map_err(|error| trouble(format!("not ready: {}", chain(&error))))?;
+        let codec = tonic_prost::ProstCodec::<wire::Request, wire::Response>::default();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(
+            "/SpiffeWorkloadAPI/FetchX509SVID",
+        );
+        let response = grpc.server_streaming(request, path, codec).await;
+        let mut messages = response.map_err(|status| refused(&status))?.into_inner();
+        let first = messages
+            .message()
+            .await
+            .map_err(|status| refused(&status))?;
+        Ok((messages, first))
+    };
+    let opened = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, opening).await;
+    let (mut messages, mut next) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(ended)) => return ended,
+        Err(_) => {
+            return trouble(format!(
+                "no message within {FIRST_MESSAGE_TIMEOUT:?} of opening the stream"
+            ));
+        }
+    };
+    while let Some(message) = next {
+        let checked = Material::from_response(
+            &message,
+            settings.hint.as_deref(),
+            unix_now(),
+            &settings.provider,
+        );
+        drop(message);
+        match checked {
+            Ok(material) => {
+                if !*received {
+                    info!("Workload API {}: connected", address(&settings.endpoint));
+                }
+                *received = true;
+                for note in &material.notes {
+                    warn!("Workload API: {note}");
+                }
+                if updates
+                    .send(Update::Issued(Box::new(material)))
+                    .await
+                    .is_err()
+                {
+                    return trouble("nobody listens any more");
+                }
+            }
+            Err(Unusable::NoIdentity) => {
+                return Ended {
+                    kind: Kind::Withdrawn,
+                    why: "the agent sent a message without any SVID".to_owned(),
+                };
+            }
+            // The stream is sound, and the next message may be good: it stays.
+            Err(Unusable::Broken(why)) => {
+                let why = format!("an update was not usable, so the one before it stays: {why}");
+                warn!("Workload API {}: {why}", address(&settings.endpoint));
+                if updates.send(Update::Failed(why)).await.is_err() {
+                    return trouble("nobody listens any more");
+                }
+            }
+        }
+        next = match messages.message().await {
+            Ok(next) => next,
+            Err(status) => return refused(&status),
+        };
+    }
+    trouble("the agent has closed the stream")
+}
+
+/// What a gRPC status means (Workload Endpoint standard, section 6).
+fn refused(status: &Status) -> Ended {
+    let (kind, hint) = match status.code() {
+        Code::PermissionDenied => (
+            Kind::Withdrawn,
+            "; is this workload registered? A new entry takes some seconds to arrive",
+        ),
+        Code::InvalidArgument => (Kind::Hopeless, "; the agent refuses the request itself"),
+        Code::Unimplemented => (
+            Kind::Hopeless,
+            "; whatever listens there is not a SPIFFE Workload API",
+        ),
+        Code::Unavailable => (Kind::Trouble, "; is the agent running?"),
+        Code::OutOfRange => (Kind::Trouble, "; the message is larger than 4 MiB"),
+        _ => (Kind::Trouble, ""),
+    };
+    Ended {
+        kind,
+        why: format!("{:?}: {}{hint}", status.code(), status.message()),
+    }
+}
+
+/// 90 to 100 % of it, so that a fleet does not knock in step.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(1.0 - fastrand::f64() * 0.1)
+}
+
+/// The endpoint as the file would say it.
+fn address(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Unix(path) => format!("unix://{}", path.display()),
+        Endpoint::Tcp { host, port } => {
+            format!("tcp://{}", std::net::SocketAddr::new(*host, *port))
+        }
+        _ => "endpoint".to_owned(),
+    }
+}

@@ -1,0 +1,58 @@
+//! svidgate: a small TCP and HTTP reverse proxy that proves who it is to every
+//! backend, and makes every backend prove who it is, with SPIFFE identities.
+//!
+//! # Embedding
+//! A [`Proxy`] is built from a [`Config`] and runs where its host wants it to:
+//! on threads of its own ([`Proxy::run`]), or on executors that the host
+//! brings, as here.
+//!
+//! ```no_run
+//! use std::rc::Rc;
+//! use futures_lite::FutureExt;
+//! use svidgate::runtime::async_io::AsyncIo;
+//! use svidgate::{Config, Overrides, Proxy};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config::load("svidgate.toml".as_ref(), &Overrides::default())?;
+//! let proxy = Proxy::bind(config, 1)?;
+//! let stopper = proxy.stopper(); // call .stop() from anywhere
+//!
+//! let executor = Rc::new(async_executor::LocalExecutor::new());
+//! let weak = Rc::downgrade(&executor);
+//! let runtime = AsyncIo::new(move |task| {
+//!     if let Some(executor) = weak.upgrade() {
+//!         executor.spawn(task).detach();
+//!     }
+//! });
+//! let control = async {
+//!     proxy.control().await?;
+//!     std::future::pending().await
+//! };
+//! let drained = async_io::block_on(executor.run(proxy.worker(runtime).or(control)))?;
+//! # let _ = (stopper, drained);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Implementation
+//! A process has one thread per worker, one named `spiffe` for the Workload
+//! API, and the one that called [`Proxy::run`]. See `ARCHITECTURE.md`.
+
+mod admin;
+mod balance;
+pub mod config;
+pub mod dial;
+mod drain;
+pub mod http;
+pub mod identity;
+mod listener;
+pub mod net;
+mod proxy;
+pub mod rule;
+pub mod runtime;
+mod tcp;
+pub mod tls;
+pub mod transport;
+
+pub use config::{Config, ConfigError, Overrides};
+pub use proxy::{Error, Proxy, Stopper, Urgency};

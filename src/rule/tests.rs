@@ -1,0 +1,153 @@
+use super::*;
+
+struct Request {
+    host: &'static str,
+    path: &'static str,
+    method: &'static str,
+    query: Option<&'static str>,
+    field: (&'static str, &'static str),
+    ip: &'static str,
+}
+
+const REQUEST: Request = Request {
+    host: "api.example.org",
+    path: "/v1/users",
+    method: "GET",
+    query: Some("a=1&b=two+words&c"),
+    field: ("X-Team", "red"),
+    ip: "192.0.2.7",
+};
+
+impl Subject for Request {
+    fn host(&self) -> &str {
+        self.host
+    }
+    fn path(&self) -> &str {
+        self.path
+    }
+    fn method(&self) -> &[u8] {
+        self.method.as_bytes()
+    }
+    fn query(&self) -> Option<&[u8]> {
+        self.query.map(str::as_bytes)
+    }
+    fn has_field(&self, name: &str, value: &str) -> bool {
+        self.field.0.eq_ignore_ascii_case(name) && self.field.1 == value
+    }
+    fn client_ip(&self) -> IpAddr {
+        self.ip.parse().unwrap()
+    }
+}
+
+#[track_caller]
+fn check(rule: &str, expected: bool) {
+    let rule = Rule::parse(rule, Layer::Http).unwrap();
+    assert_eq!(rule.matches(&REQUEST), expected);
+}
+
+#[track_caller]
+fn refused(rule: &str, layer: Layer, expected: &str) {
+    assert_eq!(Rule::parse(rule, layer), Err(expected.to_owned()));
+}
+
+#[test]
+fn each_matcher_looks_at_its_part() {
+    check("Host(`api.example.org`)", true);
+    check("Host(`API.Example.Org.`)", true);
+    check("host(\"api.example.org\")", true);
+    check("HOST(`other.example.org`)", false);
+    check("Host(`*`)", true);
+    check("Host(`*.example.org`)", true);
+    check("Host(`*.org`)", false);
+    check("Path(`/v1/users`)", true);
+    check("Path(`/v1`)", false);
+    check("PathPrefix(`/v1`)", true);
+    check("PathPrefix(`/v1/us`)", true);
+    check("Pathprefix(`/v2`)", false);
+    check("Method(`get`)", true);
+    check("Method(`POST`)", false);
+    check("Header(`x-team`, `red`)", true);
+    check("Header(`x-team`, `blue`)", false);
+    check("Query(`a`)", true);
+    check("Query(`c`)", true);
+    check("Query(`a`, `1`)", true);
+    check("Query(`b`, `two words`)", true);
+    check("Query(`a`, `2`)", false);
+    check("ClientIP(`192.0.2.0/24`)", true);
+    check("ClientIP(`192.0.2.8`)", false);
+}
+
+#[test]
+fn and_binds_closer_than_or_and_not_closest() {
+    check("Host(`no`) && Path(`/no`) || Method(`GET`)", true);
+    check("Host(`no`) && (Path(`/no`) || Method(`GET`))", false);
+    check("!Host(`no`) && Method(`GET`)", true);
+    check("!(Host(`no`) || Method(`GET`))", false);
+    check("!!Method(`GET`)", true);
+}
+
+#[test]
+fn a_path_is_matched_with_unreserved_escapes_undone() {
+    assert_eq!(match_form("/%61%2fb%c3%A9"), "/a%2Fb%C3%A9");
+    assert_eq!(match_form("/plain"), "/plain");
+    assert_eq!(match_form("/%7euser/%41"), "/~user/A");
+}
+
+#[test]
+fn what_is_no_rule_is_explained() {
+    let http = Layer::Http;
+    refused("", http, "it ends where a matcher is expected");
+    refused("Host", http, "write Host(`…`)");
+    refused(
+        "Host(api.test)",
+        http,
+        "the arguments of Host are strings in backticks",
+    );
+    refused(
+        "Host(`a`",
+        http,
+        "a `)` is missing after the arguments of Host",
+    );
+    refused("(Host(`a`)", http, "a `)` is missing");
+    refused(
+        "Host(`a`) Host(`b`)",
+        http,
+        "`Host` is not expected after a complete rule",
+    );
+    refused("Host(`a`) & Host(`b`)", http, "`&` is not part of a rule");
+    refused(
+        "Host(`a`, `b`)",
+        http,
+        "Host takes one argument, not 2; join several with ||",
+    );
+    refused("Host(``)", http, "an argument of Host is empty");
+    refused(
+        "Host(`a:80`)",
+        http,
+        "\"a:80\" has a port; a Host matcher takes the name alone",
+    );
+    refused(
+        "HostRegexp(`.*`)",
+        http,
+        "the matcher HostRegexp is not known; there are Host, Path, PathPrefix, Method, Header, Query, ClientIP",
+    );
+    refused("HostSNI(`*`)", http, "HostSNI is for tcp.routers");
+    refused(
+        "PathPrefix(`v1`)",
+        http,
+        "the path \"v1\" does not begin with a slash",
+    );
+    refused("Host(`a", http, "a string that begins with ` does not end");
+    refused(
+        "HostSNI(`db.test`)",
+        Layer::Tcp,
+        "an entry point without TLS sees no server name; write HostSNI(`*`)",
+    );
+    refused(
+        "Host(`a`)",
+        Layer::Tcp,
+        "Host is for http.routers; without TLS write HostSNI(`*`)",
+    );
+    let deep = format!("{}Method(`GET`)", "!".repeat(40));
+    refused(&deep, http, "it nests deeper than 32");
+}

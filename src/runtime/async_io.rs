@@ -1,0 +1,133 @@
+//! A [`Runtime`] on async-io and any executor of one thread.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use async_io::Async;
+
+use super::{Runtime, Stream, Timer};
+
+/// A task for the executor to run to its end.
+pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Sockets and timers of async-io; tasks go where the embedder says.
+///
+/// # Example
+/// ```
+/// use std::rc::Rc;
+/// use svidgate::runtime::async_io::AsyncIo;
+///
+/// let executor = Rc::new(async_executor::LocalExecutor::new());
+/// let runtime = AsyncIo::new({
+///     let executor = Rc::downgrade(&executor);
+///     move |task| {
+///         if let Some(executor) = executor.upgrade() {
+///             executor.spawn(task).detach();
+///         }
+///     }
+/// });
+/// # let _ = runtime;
+/// ```
+#[derive(Clone)]
+pub struct AsyncIo {
+    spawn: Rc<dyn Fn(LocalTask)>,
+}
+
+impl AsyncIo {
+    /// Tasks are handed to `spawn`, which must run them on this thread.
+    ///
+    /// `spawn` should hold its executor weakly: tasks hold the runtime.
+    pub fn new(spawn: impl Fn(LocalTask) + 'static) -> Self {
+        Self {
+            spawn: Rc::new(spawn),
+        }
+    }
+}
+
+impl fmt::Debug for AsyncIo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AsyncIo")
+    }
+}
+
+impl Runtime for AsyncIo {
+    type Stream = Async<TcpStream>;
+    type Listener = Async<TcpListener>;
+    type Timer = Deadline;
+
+    fn listener(&self, socket: TcpListener) -> io::Result<Self::Listener> {
+        Async::new(socket)
+    }
+
+    async fn accept(&self, listener: &Self::Listener) -> io::Result<(Self::Stream, SocketAddr)> {
+        listener.accept().await
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream> {
+        Async::<TcpStream>::connect(address).await
+    }
+
+    fn timer(&self) -> Deadline {
+        Deadline {
+            deadline: None,
+            clock: None,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        (self.spawn)(Box::pin(task));
+    }
+}
+
+impl Stream for Async<TcpStream> {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+/// A deadline over an async-io timer that is moved only when it must be.
+#[derive(Debug)]
+pub struct Deadline {
+    deadline: Option<Instant>,
+    /// The timer as armed, and for when. It may be armed too early, which
+    /// costs one look; never too late.
+    clock: Option<(Instant, async_io::Timer)>,
+}
+
+impl Timer for Deadline {
+    fn set(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(deadline) = self.deadline else {
+                return Poll::Pending;
+            };
+            match &mut self.clock {
+                Some((armed, clock)) if *armed <= deadline => {
+                    if Pin::new(clock).poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    let armed = *armed;
+                    self.clock = None;
+                    if armed == deadline || Instant::now() >= deadline {
+                        return Poll::Ready(());
+                    }
+                }
+                _ => self.clock = Some((deadline, async_io::Timer::at(deadline))),
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Bytes both ways between two streams, until both have said that they are
+//! done.
+//!
+//! An end on one side is passed on as an end (FIN, or close_notify and FIN),
+//! and the other direction goes on: a client may send its whole request, close
+//! its half, and wait for the answer. A direction that writes slower than the
+//! other side sends stops reading: nothing piles up but one buffer.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite};
+
+use crate::http::wire::ReadBuf;
+use crate::runtime::{Runtime, Stream, Timer};
+
+/// What each direction holds at most.
+const BUFFER_BYTES: usize = 32 << 10;
+/// Reads in one turn, so that one busy pair cannot keep a worker from others.
+const READS_PER_TURN: usize = 32;
+
+/// How long silence may last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// In both directions. `None`: no limit.
+    pub(crate) idle: Option<Duration>,
+    /// In the open direction, once the other has ended. `None`: as `idle`.
+    pub(crate) termination: Option<Duration>,
+}
+
+/// Why a relay ended before both sides had.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// Silence was too long.
+    Idle,
+    /// The open direction was silent too long after the other's end.
+    Termination,
+    /// The first side failed.
+    First(io::Error),
+    /// The second side failed.
+    Second(io::Error),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle => f.write_str("silent for too long (idleTimeout)"),
+            Self::Termination => f.write_str("half closed and silent (terminationDelay)"),
+            Self::First(error) => write!(f, "the client side failed: {error}"),
+            Self::Second(error) => write!(f, "the server side failed: {error}"),
+        }
+    }
+}
+
+/// What a relay did.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    /// Bytes from the first stream to the second.
+    pub(crate) up: u64,
+    /// Bytes from the second to the first.
+    pub(crate) down: u64,
+    /// How it ended.
+    pub(crate) end: Result<(), Broken>,
+}
+
+/// Relays until both directions have ended. What the buffers hold goes first.
+pub(crate) async fn relay<R: Runtime, A, B>(
+    runtime: &R,
+    first: (&mut A, &mut ReadBuf),
+    second: (&mut B, &mut ReadBuf),
+    limits: Limits,
+) -> Relayed
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let (a, b) = (RefCell::new(first.0), RefCell::new(second.0));
+    let mut up = Direction::new(first.1);
+    let mut down = Direction::new(second.1);
+    let mut timer = runtime.timer();
+    let mut last = runtime.now();
+    let end = poll_fn(|cx| {
+        let before = (up.moves, down.moves);
+        let going_up = match up.poll(cx, &a, &b) {
+            Poll::Ready(Err(Failed::Source(error))) => {
+                return Poll::Ready(Err(Broken::First(error)));
+            }
+            Poll::Ready(Err(Failed::Sink(error))) => {
+                return Poll::Ready(Err(Broken::Second(error)));
+            }
+            Poll::Ready(Ok(())) => false,
+            Poll::Pending => true,
+        };
+        let going_down = match down.poll(cx, &b, &a) {
+            Poll::Ready(Err(Failed::Source(error))) => {
+                return Poll::Ready(Err(Broken::Second(error)));
+            }
+            Poll::Ready(Err(Failed::Sink(error))) => {
+                return Poll::Ready(Err(Broken::First(error)));
+            }
+            Poll::Ready(Ok(())) => false,
+            Poll::Pending => true,
+        };
+        if before != (up.moves, down.moves) {
+            last = runtime.now();
+        }
+        let (limit, broken) = match (going_up, going_down) {
+            (false, false) => return Poll::Ready(Ok(())),
+            (true, true) => (limits.idle, Broken::Idle),
+            _ => match limits.termination {
+                Some(limit) => (Some(limit), Broken::Termination),
+                None => (limits.idle, Broken::Idle),
+            },
+        };
+        timer.set(limit.and_then(|limit| last.checked_add(limit)));
+        timer.poll(cx).map(|()| Err(broken))
+    })
+    .await;
+    Relayed {
+        up: up.bytes,
+        down: down.bytes,
+        end,
+    }
+}
+
+/// One direction of a relay.
+struct Direction<'b> {
+    buf: &'b mut ReadBuf,
+    state: State,
+    /// Bytes passed on.
+    bytes: u64,
+    /// Grows with each thing that happened.
+    moves: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// Reading, and writing what was read.
+    Open,
+    /// The source has ended; the sink is to be told.
+    Ending,
+    Ended,
+}
+
+enum Failed {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+impl<'b> Direction<'b> {
+    fn new(buf: &'b mut ReadBuf) -> Self {
+        Self {
+            buf,
+            state: State::Open,
+            bytes: 0,
+            moves: 0,
+        }
+    }
+
+    fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &RefCell<&mut A>,
+        sink: &RefCell<&mut B>,
+    ) -> Poll<Result<(), Failed>>
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
+        let mut reads = 0;
+        loop {
+            while !self.buf.is_empty() {
+                let mut sink = sink.borrow_mut();
+                let n = ready!(Pin::new(&mut **sink).poll_write(cx, self.buf.data()))
+                    .map_err(Failed::Sink)?;
+                if n == 0 {
+                    return Poll::Ready(Err(Failed::Sink(io::ErrorKind::WriteZero.into())));
+                }
+                self.buf.consume(n);
+                self.bytes += u64::try_from(n).unwrap_or(0);
+                self.moves += 1;
+            }
+            match self.state {
+                State::Ended => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    let mut sink = sink.borrow_mut();
+                    match ready!(Pin::new(&mut **sink).poll_close(cx)) {
+                        Ok(()) => {}
+                        // It has closed as well, and got all that it read.
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                        Err(error) => return Poll::Ready(Err(Failed::Sink(error))),
+                    }
+                    self.state = State::Ended;
+                    self.moves += 1;
+                }
+                State::Open => {
+                    // TLS may hold back what did not fit the socket; a
+                    // direction must not wait for more before it is gone.
+                    let mut sink = sink.borrow_mut();
+                    if let Poll::Ready(Err(error)) = Pin::new(&mut **sink).poll_flush(cx) {
+                        return Poll::Ready(Err(Failed::Sink(error)));
+                    }
+                    drop(sink);
+                    if reads == READS_PER_TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    reads += 1;
+                    let n = ready!(self.buf.poll_fill(cx, source, BUFFER_BYTES))
+                        .map_err(Failed::Source)?;
+                    self.moves += 1;
+                    if n == 0 {
+                        self.state = State::Ending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Closes so that the other end sees an error, not an end: what it got was
+/// not whole.
+pub(crate) fn reset<S: Stream>(stream: S) {
+    let linger = rustix::net::sockopt::set_socket_linger(stream.socket(), Some(Duration::ZERO));
+    if let Err(error) = linger {
+        log::debug!("no reset: {error}");
+    }
+    drop(stream);
+}
