@@ -29,6 +29,43 @@ impl Snapshot {
         }
     }
 
+    /// A snapshot that no agent has sent, of generation 1 and without expiry
+    /// checks: for tests of what reads one.
+    ///
+    /// # Errors
+    /// What is wrong with the parts.
+    #[doc(hidden)]
+    pub fn for_tests(
+        own_id: &str,
+        own_chain: Vec<CertificateDer<'static>>,
+        own_key_pkcs8: Vec<u8>,
+        bundles: Vec<(&str, Vec<Vec<u8>>)>,
+    ) -> Result<Arc<Self>, String> {
+        let say = |error: &dyn fmt::Display| error.to_string();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own_key_pkcs8));
+        let key = CertifiedKey::from_der(own_chain, key, &crate::tls::provider())
+            .map_err(|error| say(&error))?;
+        let svid = Svid {
+            id: SpiffeId::new(own_id).map_err(|error| say(&error))?,
+            key: Arc::new(key),
+            not_after: i64::MAX,
+            serial: String::new(),
+        };
+        let bundles = bundles
+            .into_iter()
+            .map(|(domain, authorities)| {
+                let domain = TrustDomain::new(domain).map_err(|error| say(&error))?;
+                Ok((domain, Bundle::new(authorities.iter().map(Vec::as_slice))))
+            })
+            .collect::<Result<_, String>>()?;
+        let material = Material {
+            svid,
+            bundles,
+            notes: Vec::new(),
+        };
+        Ok(Arc::new(Self::new(1, material)))
+    }
+
     /// Which state this is; each has its own number.
     #[must_use]
     pub fn generation(&self) -> u64 {

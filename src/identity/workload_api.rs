@@ -14,6 +14,7 @@ use futures_lite::future::or;
 use log::{info, warn};
 use rustls::crypto::CryptoProvider;
 use spiffe::transport::Endpoint;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -161,9 +162,7 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
             .await
             .map_err(|error| trouble(format!("not ready: {}", chain(&error))))?;
         let codec = tonic_prost::ProstCodec::<wire::Request, wire::Response>::default();
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static(
-            "/SpiffeWorkloadAPI/FetchX509SVID",
-        );
+        let path = PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchX509SVID");
         let response = grpc.server_streaming(request, path, codec).await;
         let mut messages = response.map_err(|status| refused(&status))?.into_inner();
         let first = messages

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use async_io::Async;
+use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::{Runtime, Stream, Timer};
 
@@ -58,7 +59,7 @@ impl fmt::Debug for AsyncIo {
 }
 
 impl Runtime for AsyncIo {
-    type Stream = Async<TcpStream>;
+    type Stream = Socket;
     type Listener = Async<TcpListener>;
     type Timer = Deadline;
 
@@ -67,11 +68,12 @@ impl Runtime for AsyncIo {
     }
 
     async fn accept(&self, listener: &Self::Listener) -> io::Result<(Self::Stream, SocketAddr)> {
-        listener.accept().await
+        let (stream, peer) = listener.accept().await?;
+        Ok((Socket(stream), peer))
     }
 
     async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream> {
-        Async::<TcpStream>::connect(address).await
+        Async::<TcpStream>::connect(address).await.map(Socket)
     }
 
     fn timer(&self) -> Deadline {
@@ -90,9 +92,50 @@ impl Runtime for AsyncIo {
     }
 }
 
-impl Stream for Async<TcpStream> {
+/// A connected socket. async-io's own close only flushes; this one sends a FIN,
+/// as a relay must.
+#[derive(Debug)]
+pub struct Socket(Async<TcpStream>);
+
+impl Stream for Socket {
     fn socket(&self) -> BorrowedFd<'_> {
-        self.as_fd()
+        self.0.as_fd()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.get_ref().shutdown(Shutdown::Write))
     }
 }
 

@@ -1,0 +1,298 @@
+//! Start-up, the first SVID, denial, agent faults, who is admitted.
+
+use std::net::TcpStream;
+use std::time::Instant;
+
+use tonic::Status;
+
+use crate::support::agent::{Answer, Response};
+use crate::support::backend::{echo_heads, server_config};
+use crate::support::eventually;
+use crate::support::pki::{Authority, leaf};
+use crate::support::proxy::{On, Running};
+use crate::world::{OWN_ID, World, issued, svid};
+
+crate::on_both!(
+    nothing_listens_before_the_first_svid_and_readyz_says_why,
+    the_stop_works_while_waiting,
+    startup_timeout_ends_the_wait,
+    without_waiting_spiffe_routes_answer_503,
+    a_rotation_is_used_by_the_next_connection,
+    withdrawal_is_503_and_recovery_is_automatic,
+    an_agent_that_dies_and_comes_back_is_found_again,
+    an_unusable_update_keeps_the_one_before,
+    trust_domain_and_own_trust_domain_admit_their_members_only,
+    a_federated_peer_needs_its_bundle_and_to_be_named,
+    a_pooled_connection_is_not_used_once_its_authority_is_gone,
+);
+
+const IDS: &str = "ids = [\"spiffe://example.org/api\"]";
+const OK: &str = "HTTP/1.1 200 OK\r\n";
+
+fn denied() -> Answer {
+    Answer::Refuse(Status::permission_denied("no identity issued"))
+}
+
+#[track_caller]
+fn refused(proxy: &Running, name: &str) {
+    let error = TcpStream::connect(proxy.address(name)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+fn nothing_listens_before_the_first_svid_and_readyz_says_why(on: On) {
+    let world = World::answering(|_| denied());
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = Running::start_not_ready(on, &world.http_text(&backend, IDS));
+    let answer = eventually("a reason", || {
+        let answer = proxy.admin("/readyz");
+        answer.contains("registered").then_some(answer)
+    });
+    assert!(
+        answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.ends_with("\r\n\r\nnot ready: no SVID: PermissionDenied: no identity issued; is this workload registered? A new entry takes some seconds to arrive\n"),
+        "{answer}"
+    );
+    assert!(proxy.admin("/livez").starts_with(OK));
+    refused(&proxy, "web");
+    world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+    eventually("ready", || {
+        proxy.admin("/readyz").starts_with(OK).then_some(())
+    });
+    assert!(proxy.get("web", "/").starts_with(OK));
+    // There is nothing there for a stranger, and nothing to change.
+    assert!(proxy.admin("/").starts_with("HTTP/1.1 404 Not Found\r\n"));
+}
+
+fn the_stop_works_while_waiting(on: On) {
+    let world = World::answering(|_| Answer::Hang);
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = Running::start_not_ready(on, &world.http_text(&backend, IDS));
+    eventually("the agent is asked", || {
+        (world.agent.calls() > 0).then_some(())
+    });
+    assert!(proxy.end().unwrap());
+}
+
+fn startup_timeout_ends_the_wait(on: On) {
+    let world = World::answering(|_| denied());
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace("[spiffe]\n", "[spiffe]\nstartupTimeout = \"100ms\"\n");
+    let mut proxy = Running::start_not_ready(on, &text);
+    let ended = proxy.wait();
+    assert!(
+        matches!(ended, Err(svidgate::Error::NoIdentity(_))),
+        "{ended:?}"
+    );
+}
+
+fn without_waiting_spiffe_routes_answer_503(on: On) {
+    let world = World::answering(|_| denied());
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace("[spiffe]\n", "[spiffe]\nwaitForSVID = false\n");
+    let proxy = Running::start(on, &text);
+    let answer = proxy.get("web", "/");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("Proxy-Status: svidgate; error=destination_unavailable\r\n"),
+        "{answer}"
+    );
+    assert_eq!(backend.accepted(), 0);
+    world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+    eventually("served", || {
+        proxy.get("web", "/").starts_with(OK).then_some(())
+    });
+}
+
+fn a_rotation_is_used_by_the_next_connection(on: On) {
+    let world = World::new();
+    // Only the new authority is trusted by this backend.
+    let new = Authority::new("example.org");
+    let own = world.leaf("spiffe://example.org/api");
+    let backend =
+        crate::support::backend::Backend::tls(server_config(&own, &[new.der()]), echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    let answer = proxy.get("web", "/");
+    assert!(
+        answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("error=tls_alert_received\r\n"), "{answer}");
+    let mut next = issued(&new, OWN_ID);
+    next.svids[0].bundle.extend_from_slice(&world.ca.der());
+    world.agent.answer(Answer::Send(next));
+    eventually("the new SVID is used", || {
+        proxy.get("web", "/").starts_with(OK).then_some(())
+    });
+}
+
+fn withdrawal_is_503_and_recovery_is_automatic(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    for answer in [denied(), Answer::Send(Response::default())] {
+        world.agent.answer(answer);
+        eventually("withdrawn", || {
+            let answer = proxy.get("web", "/");
+            answer
+                .starts_with("HTTP/1.1 503 Service Unavailable\r\n")
+                .then_some(())
+        });
+        assert!(proxy.admin("/readyz").starts_with("HTTP/1.1 503 "));
+        world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+        eventually("back", || {
+            proxy.get("web", "/").starts_with(OK).then_some(())
+        });
+        assert!(proxy.admin("/readyz").starts_with(OK));
+    }
+}
+
+fn an_agent_that_dies_and_comes_back_is_found_again(on: On) {
+    let mut world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    world.agent.kill();
+    // What we have stays good.
+    assert!(proxy.get("web", "/").starts_with(OK));
+    let before = world.agent.calls();
+    world.agent.restart();
+    eventually("asked again", || {
+        (world.agent.calls() > before).then_some(())
+    });
+    world.agent.answer(denied());
+    eventually("the new stream counts", || {
+        proxy
+            .get("web", "/")
+            .starts_with("HTTP/1.1 503 ")
+            .then_some(())
+    });
+}
+
+fn an_unusable_update_keeps_the_one_before(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    let good = issued(&world.ca, OWN_ID);
+    let other = issued(&world.ca, OWN_ID);
+    let expired = leaf(&world.ca, OWN_ID, |params| {
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    });
+    let mut cases = vec![(
+        "expired",
+        Response {
+            svids: vec![svid(&world.ca, OWN_ID, &expired)],
+            ..good.clone()
+        },
+    )];
+    let mut wrong_key = good.clone();
+    wrong_key.svids[0].x509_svid_key = other.svids[0].x509_svid_key.clone();
+    cases.push(("key", wrong_key));
+    let mut wrong_name = good.clone();
+    wrong_name.svids[0].spiffe_id = "spiffe://example.org/other".to_owned();
+    cases.push(("name", wrong_name));
+    let mut no_bundle = good.clone();
+    no_bundle.svids[0].bundle.clear();
+    cases.push(("bundle", no_bundle));
+    let mut garbage = good.clone();
+    garbage.svids[0].x509_svid = b"garbage".to_vec();
+    cases.push(("garbage", garbage));
+    for (name, case) in cases {
+        world.agent.answer(Answer::Send(case));
+        eventually(name, || {
+            // Told nowhere but in the log: what counts is that it serves.
+            proxy.get("web", "/").starts_with(OK).then_some(())
+        });
+        assert!(proxy.admin("/readyz").starts_with(OK), "{name}");
+    }
+}
+
+fn trust_domain_and_own_trust_domain_admit_their_members_only(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/anyone", echo_heads);
+    for (peers, status) in [
+        ("trustDomain = \"example.org\"", "200 OK"),
+        ("", "200 OK"),
+        ("allowAny = true", "200 OK"),
+        ("trustDomain = \"other.org\"", "502 Bad Gateway"),
+        ("ids = [\"spiffe://example.org/anyon\"]", "502 Bad Gateway"),
+        ("ids = [\"spiffe://example.org/Anyone\"]", "502 Bad Gateway"),
+    ] {
+        let proxy = world.http(on, &backend, peers);
+        let answer = proxy.get("web", "/");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}\r\n")),
+            "{peers}: {answer}"
+        );
+    }
+}
+
+fn a_federated_peer_needs_its_bundle_and_to_be_named(on: On) {
+    let world = World::new();
+    let partner = Authority::new("partner.org");
+    let theirs = leaf(&partner, "spiffe://partner.org/api", |_| {});
+    let backend = crate::support::backend::Backend::tls(
+        server_config(&theirs, &[world.ca.der()]),
+        echo_heads,
+    );
+    let proxy = world.http(on, &backend, "trustDomain = \"partner.org\"");
+    assert!(proxy.get("web", "/").starts_with("HTTP/1.1 502 "));
+    let mut federated = issued(&world.ca, OWN_ID);
+    let bundle = partner.der().to_vec();
+    federated
+        .federated_bundles
+        .insert("spiffe://partner.org".to_owned(), bundle.clone());
+    world.agent.answer(Answer::Send(federated.clone()));
+    eventually("federated", || {
+        proxy.get("web", "/").starts_with(OK).then_some(())
+    });
+    // Nobody of a foreign domain is admitted by our own being the default.
+    let own_only = world.http(on, &backend, "");
+    assert!(own_only.get("web", "/").starts_with("HTTP/1.1 502 "));
+    // A partner cannot speak for our own trust domain.
+    let impostor = leaf(&partner, "spiffe://example.org/api", |_| {});
+    let impostor = crate::support::backend::Backend::tls(
+        server_config(&impostor, &[world.ca.der()]),
+        echo_heads,
+    );
+    federated
+        .federated_bundles
+        .insert("spiffe://example.org".to_owned(), bundle);
+    world.agent.answer(Answer::Send(federated));
+    let proxy = world.http(on, &impostor, IDS);
+    assert!(proxy.get("web", "/").starts_with("HTTP/1.1 502 "));
+}
+
+fn a_pooled_connection_is_not_used_once_its_authority_is_gone(on: On) {
+    let world = World::new();
+    let new = Authority::new("example.org");
+    let own = world.leaf("spiffe://example.org/api");
+    let roots = [world.ca.der(), new.der()];
+    let backend = crate::support::backend::Backend::tls(server_config(&own, &roots), echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    // A benign rotation: an authority more. The connection goes on.
+    let mut both = issued(&world.ca, OWN_ID);
+    both.svids[0].bundle.extend_from_slice(&new.der());
+    world.agent.answer(Answer::Send(both));
+    let since = Instant::now();
+    while since.elapsed().as_millis() < 300 {
+        assert!(proxy.get("web", "/").starts_with(OK));
+    }
+    assert_eq!(backend.accepted(), 1);
+    // The authority of the backend's leaf is taken away.
+    world.agent.answer(Answer::Send(issued(&new, OWN_ID)));
+    eventually("no longer trusted", || {
+        proxy
+            .get("web", "/")
+            .starts_with("HTTP/1.1 502 ")
+            .then_some(())
+    });
+}

@@ -1,0 +1,29 @@
+//! The integration tests: one binary, one file per topic.
+
+#![allow(unreachable_pub, reason = "a test binary has no public surface")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests may block: each runs on a thread of its own"
+)]
+
+// Files in, problems out; and what a good file means.
+mod config;
+// The README's claims: its files load, every key is in it.
+// mod documents;
+// HTTP/1.1 through the proxy, byte for byte.
+mod http;
+// Start-up, first SVID, denial, agent faults, who is admitted.
+mod identity;
+// TLS by names, without SPIFFE.
+mod names;
+// The binary: exit codes, signals, what it prints.
+mod process;
+// TCP through the proxy.
+mod tcp;
+// Whom the verifier admits, case by case.
+mod verifier;
+// The proxy in a world with an agent, a CA and backends.
+mod world;
+
+#[path = "../support/lib.rs"]
+mod support;
