@@ -52,4 +52,6 @@ demo demo-once:
 	@target/debug/examples/demo target/debug/svidgate fixtures/config/demo.toml $(if $(filter demo-once,$@),--once)
 
 bench: build
-	benches/compare.sh
+	$(CARGO) build --release --locked --example world
+	python3 benches/compare.py --workers 1
+	python3 benches/compare.py --workers 2

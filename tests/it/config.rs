@@ -119,7 +119,7 @@ fn spiffe_beside_other_trust_is_refused_and_beside_a_server_name_is_not() {
     problems(
         &format!(
             "[http.serversTransports.t]\ninsecureSkipVerify = true\npeerCertURI = \"x\"\nrootCAs = ['''{}''']\n[http.serversTransports.t.spiffe]\nallowAny = true\n",
-            pem.trim_end().replace('\n', "\n")
+            pem.trim_end()
         ),
         &[
             "LINE: http.serversTransports.t.insecureSkipVerify: insecureSkipVerify cannot stand beside spiffe, which brings its own trust; remove one of them",

@@ -1,6 +1,16 @@
 //! The integration tests: one binary, one file per topic.
 
-#![allow(unreachable_pub, reason = "a test binary has no public surface")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "test code: a panic is how it fails, and it has no public surface"
+)]
 #![expect(
     clippy::disallowed_methods,
     reason = "tests may block: each runs on a thread of its own"
