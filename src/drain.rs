@@ -19,6 +19,8 @@ struct Inner {
     connections: RefCell<Slab<Option<Waker>>>,
     /// Whoever waits for the end, or for a connection to end.
     waiter: RefCell<Option<Waker>>,
+    /// The accept loop, which waits for the stop.
+    acceptor: RefCell<Option<Waker>>,
 }
 
 /// Held by every connection that must end before the worker may.
@@ -51,6 +53,22 @@ impl Drain {
                 waker.wake();
             }
         }
+        let acceptor = self.0.acceptor.borrow_mut().take();
+        if let Some(acceptor) = acceptor {
+            acceptor.wake();
+        }
+    }
+
+    /// Completes once [`stop`](Self::stop) was called. One waiter only.
+    pub(crate) async fn stopped(&self) {
+        poll_fn(|cx| {
+            if self.0.stopping.get() {
+                return Poll::Ready(());
+            }
+            *self.0.acceptor.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Waits until there are fewer than `limit` connections. One waiter only.

@@ -191,7 +191,7 @@ impl<R: Runtime> Connection<'_, R> {
     }
 
     /// Waits for a request head.
-    async fn next_request(&mut self, is_first: bool) -> Result<Box<Request>, End> {
+    async fn next_request(&mut self, is_first: bool) -> Result<Request, End> {
         let entry = &self.http.entry;
         let max = entry.head.bytes_max + READ_BYTES;
         let mut scanner = Scanner::default();
@@ -215,9 +215,6 @@ impl<R: Runtime> Connection<'_, R> {
                 }
             }
             let is_idle = self.down.inbuf.is_empty();
-            if is_idle && self.running.is_stopping() {
-                return Err(End::Quiet);
-            }
             // An absolute deadline for a head that has begun, so that a
             // client cannot stretch it byte by byte.
             let deadline = if is_idle && !is_first {

@@ -79,8 +79,9 @@ impl Bound {
 /// Connections that ended by a panic, on this worker.
 pub(crate) type Panics = Rc<Cell<u64>>;
 
-/// Accepts for ever. `serve` makes the future of one connection; it runs in a
-/// task of its own, and its panic ends it alone.
+/// Accepts until the drain begins, and then what the kernel still holds: those
+/// clients have been let in already. `serve` makes the future of one
+/// connection; it runs in a task of its own, and its panic ends it alone.
 pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
     runtime: &R,
     name: &str,
@@ -90,45 +91,55 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
     panics: &Panics,
     serve: impl Fn(R::Stream, SocketAddr, Running) -> F,
 ) {
-    let mut backoff = BACKOFF.0;
-    let mut in_a_row = 0u32;
-    loop {
-        // Before accept, not after: at the limit new clients wait in the
-        // kernel's queue, where they cost no descriptor and no task.
-        drain.fewer_than(connections_max).await;
-        let (stream, peer) = match runtime.accept(listener).await {
-            Ok(accepted) => accepted,
-            // Of that one connection, which is gone.
-            Err(error) if is_about_one_connection(&error) => continue,
-            Err(error) => {
-                warn!("{name}: cannot accept: {error}; next try in {backoff:?}");
-                sleep(runtime, backoff).await;
-                backoff = (backoff * 2).min(BACKOFF.1);
-                continue;
-            }
-        };
-        backoff = BACKOFF.0;
+    let start = |stream, peer: SocketAddr| {
         if let Err(error) = set_options(&stream, None) {
             warn!("{name}: {peer}: {error}");
-            continue;
+            return;
         }
-        let running = drain.enter();
-        let connection = AssertUnwindSafe(serve(stream, peer, running));
+        let connection = AssertUnwindSafe(serve(stream, peer, drain.enter()));
         let (panics, name) = (Rc::clone(panics), name.to_owned());
         runtime.spawn(async move {
             if connection.catch_unwind().await.is_err() {
                 panics.set(panics.get() + 1);
                 error!(
-                    "{name}: {peer}: this connection ended by a panic, the {}. of this worker; the others go on",
+                    "{name}: {peer}: this connection ended by a panic, number {} of this worker; the others go on",
                     panics.get()
                 );
             }
         });
-        // A flood of new connections must leave the old ones their turns.
-        in_a_row = in_a_row.wrapping_add(1);
-        if in_a_row.is_multiple_of(16) {
-            futures_lite::future::yield_now().await;
+    };
+    let accepting = async {
+        let mut backoff = BACKOFF.0;
+        let mut in_a_row = 0u32;
+        loop {
+            // Before accept, not after: at the limit new clients wait in the
+            // kernel's queue, where they cost no descriptor and no task.
+            drain.fewer_than(connections_max).await;
+            match runtime.accept(listener).await {
+                Ok((stream, peer)) => {
+                    backoff = BACKOFF.0;
+                    start(stream, peer);
+                }
+                // Of that one connection, which is gone.
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    warn!("{name}: cannot accept: {error}; next try in {backoff:?}");
+                    sleep(runtime, backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                }
+            }
+            // A flood of new connections must leave the old ones their turns.
+            in_a_row = in_a_row.wrapping_add(1);
+            if in_a_row.is_multiple_of(16) {
+                futures_lite::future::yield_now().await;
+            }
         }
+    };
+    drain.stopped().or(accepting).await;
+    while let Some(Ok((stream, peer))) =
+        futures_lite::future::poll_once(runtime.accept(listener)).await
+    {
+        start(stream, peer);
     }
 }
 
@@ -139,4 +150,161 @@ fn is_about_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::runtime::epoll::{self, Epoll};
+    use futures_lite::{AsyncReadExt, AsyncWriteExt};
+    use std::time::Instant;
+
+    /// The worker's runtime with an accept that fails first.
+    #[derive(Clone, Debug)]
+    struct Failing(Epoll, Rc<Cell<u32>>);
+
+    impl Runtime for Failing {
+        type Stream = epoll::Socket;
+        type Listener = epoll::Acceptor;
+        type Timer = epoll::Deadline;
+
+        fn listener(&self, socket: TcpListener) -> io::Result<Self::Listener> {
+            self.0.listener(socket)
+        }
+
+        async fn accept(
+            &self,
+            listener: &Self::Listener,
+        ) -> io::Result<(Self::Stream, SocketAddr)> {
+            if self.1.get() > 0 {
+                self.1.set(self.1.get() - 1);
+                return Err(rustix::io::Errno::MFILE.into());
+            }
+            self.0.accept(listener).await
+        }
+
+        async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream> {
+            self.0.connect(address).await
+        }
+
+        fn timer(&self) -> Self::Timer {
+            self.0.timer()
+        }
+
+        fn now(&self) -> Instant {
+            self.0.now()
+        }
+
+        fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+            self.0.spawn(task);
+        }
+    }
+
+    /// Runs an accept loop with `serve`, and `client` against it.
+    fn run<F, C, T>(
+        failures: u32,
+        connections_max: usize,
+        serve: impl Fn(epoll::Socket, SocketAddr, Running) -> F + 'static,
+        client: impl FnOnce(Epoll, SocketAddr, Drain, Panics) -> C + 'static,
+    ) -> T
+    where
+        F: Future<Output = ()> + 'static,
+        C: Future<Output = T> + 'static,
+    {
+        let bound = Bound::new(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = bound.address;
+        epoll::run(move |runtime| async move {
+            let listener = runtime.listener(bound.listen().unwrap()).unwrap();
+            let (drain, panics) = (Drain::default(), Panics::default());
+            let failing = Failing(runtime.clone(), Rc::new(Cell::new(failures)));
+            let client = client(runtime, address, drain.clone(), Rc::clone(&panics));
+            let accepting = async {
+                accept(
+                    &failing,
+                    "test",
+                    &listener,
+                    connections_max,
+                    &drain,
+                    &panics,
+                    serve,
+                )
+                .await;
+                std::future::pending().await
+            };
+            client.or(accepting).await
+        })
+        .unwrap()
+    }
+
+    async fn echo(mut stream: epoll::Socket, _: SocketAddr, _running: Running) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await.unwrap();
+        assert_ne!(byte, [b'!'], "told to panic");
+        stream.write_all(&byte).await.unwrap();
+    }
+
+    async fn ask(runtime: &Epoll, address: SocketAddr, byte: u8) -> Option<u8> {
+        let mut stream = runtime.connect(address).await.unwrap();
+        stream.write_all(&[byte]).await.unwrap();
+        let mut answer = [0];
+        let read = stream.read_exact(&mut answer).await;
+        read.is_ok().then_some(answer[0])
+    }
+
+    #[test]
+    fn a_panic_ends_its_connection_alone_and_is_counted() {
+        let seen = run(0, 10, echo, |runtime, address, drain, panics| async move {
+            let first = ask(&runtime, address, b'!').await;
+            let second = ask(&runtime, address, b'x').await;
+            drain.fewer_than(1).await;
+            (first, second, panics.get())
+        });
+        assert_eq!(seen, (None, Some(b'x'), 1));
+    }
+
+    #[test]
+    fn without_descriptors_it_waits_and_goes_on() {
+        let seen = run(3, 10, echo, |runtime, address, _, _| async move {
+            let begin = Instant::now();
+            let answer = ask(&runtime, address, b'x').await;
+            (answer, begin.elapsed() >= BACKOFF.0 * (1 + 2 + 4))
+        });
+        assert_eq!(seen, (Some(b'x'), true));
+    }
+
+    #[test]
+    fn at_the_limit_new_connections_wait_in_the_kernel() {
+        let seen = run(0, 1, echo, |runtime, address, drain, _| async move {
+            let mut first = runtime.connect(address).await.unwrap();
+            let mut second = runtime.connect(address).await.unwrap();
+            second.write_all(b"2").await.unwrap();
+            // Both are connected; one is served.
+            while drain.running() == 0 {
+                futures_lite::future::yield_now().await;
+            }
+            for _ in 0..100 {
+                futures_lite::future::yield_now().await;
+                assert_eq!(drain.running(), 1);
+            }
+            first.write_all(b"1").await.unwrap();
+            let mut answers = [0; 2];
+            first.read_exact(&mut answers[..1]).await.unwrap();
+            second.read_exact(&mut answers[1..]).await.unwrap();
+            answers
+        });
+        assert_eq!(seen, *b"12");
+    }
+
+    #[test]
+    fn what_the_kernel_has_queued_is_taken_in_when_the_drain_begins() {
+        let seen = run(0, 10, echo, |runtime, address, drain, _| async move {
+            let mut queued = runtime.connect(address).await.unwrap();
+            queued.write_all(b"q").await.unwrap();
+            drain.stop();
+            let mut answer = [0];
+            queued.read_exact(&mut answer).await.unwrap();
+            answer
+        });
+        assert_eq!(seen, *b"q");
+    }
 }

@@ -134,7 +134,7 @@ fn start_log(config: &Config) {
 
 fn run(config: Config, workers: usize) -> ExitCode {
     // From here on, so that no signal is lost while addresses are taken.
-    let signals = match Signals::new([Signal::Term, Signal::Int]) {
+    let signals = match Signals::new([Signal::Term, Signal::Int, Signal::Hup]) {
         Ok(signals) => signals,
         Err(error) => {
             error!("signals: {error}");
@@ -170,6 +170,7 @@ fn run(config: Config, workers: usize) -> ExitCode {
 async fn told_to_end(mut signals: Signals, stopper: Stopper) -> Urgency {
     loop {
         match signals.next().await {
+            Some(Ok(Signal::Hup)) => warn!("Hup: reloading is not built yet; restart instead"),
             Some(Ok(signal)) => {
                 info!("{signal:?}: stopping; once more to end at once");
                 break;
@@ -180,7 +181,7 @@ async fn told_to_end(mut signals: Signals, stopper: Stopper) -> Urgency {
     }
     stopper.stop();
     while let Some(signal) = signals.next().await {
-        if signal.is_ok() {
+        if matches!(signal, Ok(Signal::Term | Signal::Int)) {
             return Urgency::Now;
         }
     }

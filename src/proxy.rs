@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -252,15 +253,19 @@ impl Proxy {
     pub async fn control(&self) -> Result<(), Error> {
         let executor = Rc::new(LocalExecutor::new());
         let (sender, updates) = async_channel::bounded(4);
-        if let Some(endpoint) = &self.config.spiffe.endpoint {
+        // While the thread lives it holds the sender: its end is seen as the
+        // channel's. Without a thread, this end holds it.
+        let mut no_thread = Some(sender);
+        if let Some(endpoint) = &self.config.spiffe.endpoint
+            && let Some(sender) = no_thread.take()
+        {
             let settings = workload_api::Settings {
                 endpoint: endpoint.clone(),
                 hint: self.config.spiffe.hint.clone(),
                 provider: tls::provider(),
             };
-            workload_api::spawn(settings, sender.clone())?;
+            workload_api::spawn(settings, sender)?;
         }
-        let _keeps_the_channel_open = sender;
         let admin = async {
             match &self.admin {
                 Some(admin) => admin.serve(&executor, &self.state).await,
@@ -270,7 +275,7 @@ impl Proxy {
         };
         let store = async {
             self.state.identity.keep_current(updates).await;
-            Err(Error::Ended("the identity store".to_owned()))
+            Err(Error::Ended("the identity thread".to_owned()))
         };
         let start = async {
             self.wait_for_identity().await?;
@@ -346,19 +351,21 @@ impl Proxy {
         let Entries { drains, accepting } = self.entries(&runtime, sockets)?;
         self.state.listening.fetch_add(1, Ordering::Relaxed);
         info!("a worker listens");
+        let mut accepting = std::pin::pin!(accepting);
         let stopped = async {
             self.stop.stopped().await;
             Ok(())
         };
         let serving = async {
-            accepting.await;
+            accepting.as_mut().await;
             Err(Error::Ended("an accept loop".to_owned()))
         };
-        // Dropped when the stop comes, and the listening sockets with it.
         stopped.or(serving).await?;
         for drain in &drains {
             drain.stop();
         }
+        // Each takes in what the kernel has queued, and closes its socket.
+        accepting.await;
         let grace = self.config.entry_points.iter().map(|entry| entry.grace);
         let all_done = async {
             for drain in &drains {
@@ -454,10 +461,10 @@ impl Proxy {
         Ok(Entries {
             drains,
             accepting: async move {
-                // The first to end ends them all.
+                // None ends before the drain begins; then all must.
                 std::future::poll_fn(move |cx| {
-                    let ended = loops.iter_mut().any(|it| it.as_mut().poll(cx).is_ready());
-                    if ended {
+                    loops.retain_mut(|it| it.as_mut().poll(cx).is_pending());
+                    if loops.is_empty() {
                         std::task::Poll::Ready(())
                     } else {
                         std::task::Poll::Pending
@@ -483,8 +490,11 @@ impl Proxy {
             std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
-                    // A panic drops `report` unsent, which is seen.
-                    let ended = run_worker(&proxy);
+                    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run_worker(&proxy)));
+                    let ended = ran.unwrap_or_else(|_| {
+                        Err(Error::Ended(format!("worker-{index}, by a panic,")))
+                    });
+                    // The receiver goes first only when the process ends.
                     drop(report.try_send(ended));
                 })?;
         }

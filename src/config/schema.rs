@@ -426,22 +426,33 @@ pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) 
         .map(|(_, known)| known)
 }
 
-/// Every key that is built, as a dotted path with `<name>` for names. For the
-/// README's test.
 #[cfg(test)]
-pub(super) fn built_keys() -> Vec<String> {
-    fn add(keys: &[Key], path: &str, all: &mut Vec<String>) {
+mod tests {
+    use super::*;
+
+    /// Every key that is built, as a dotted path with `<name>` for names.
+    fn built(keys: &[Key], path: &str, all: &mut Vec<String>) {
         for key in keys {
             let at = join(path, key.name);
             match &key.kind {
                 Value => all.push(at),
-                Table(keys) | List(keys) => add(keys, &at, all),
-                Named(keys) => add(keys, &format!("{at}.<name>"), all),
+                Table(keys) | List(keys) => built(keys, &at, all),
+                Named(keys) => built(keys, &format!("{at}.<name>"), all),
                 Planned(_) | Foreign(_) => {}
             }
         }
     }
-    let mut all = Vec::new();
-    add(ROOT, "", &mut all);
-    all
+
+    #[test]
+    fn every_built_key_has_a_row_in_the_readme() {
+        let readme = include_str!("../../README.md");
+        let mut keys = Vec::new();
+        built(ROOT, "", &mut keys);
+        assert!(keys.len() > 60, "{}", keys.len());
+        let missing: Vec<&String> = keys
+            .iter()
+            .filter(|key| !readme.contains(&format!("`{key}`")))
+            .collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+    }
 }

@@ -79,8 +79,6 @@ pub(crate) enum Outcome {
 struct Flow {
     /// When the last byte of the request was written.
     sent_at: Cell<Option<Instant>>,
-    /// The upstream takes no more of the request.
-    upstream_full_stop: Cell<bool>,
     /// A byte of a final response went to the client.
     begun: Cell<bool>,
 }
@@ -224,10 +222,19 @@ where
         if decoder.is_done() {
             encoder.finish(up.out);
         }
-        if up.write(runtime, terms.write_timeout).await.is_err() {
+        match up.write(runtime, terms.write_timeout).await {
+            Ok(()) => {}
             // It may have answered before it closed; the other direction sees.
-            flow.upstream_full_stop.set(true);
-            break;
+            Err(Stop::Io(_)) => break,
+            Err(Stop::Timeout) => {
+                return Outcome::UpstreamFailed {
+                    reply: Reply {
+                        status: 504,
+                        error: "connection_write_timeout",
+                    },
+                    why: "the upstream did not take the request in time (writeTimeout)".to_owned(),
+                };
+            }
         }
         if decoder.is_done() {
             flow.sent_at.set(Some(runtime.now()));

@@ -48,3 +48,6 @@ pub enum Framing {
     /// Until the sender closes. Responses only.
     UntilClose,
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,7 +249,7 @@ fn the_workload_api_address_is_explained() {
     let error = Config::parse(&without, &Overrides::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "line 1: spiffe.workloadAPIAddr: no Workload API is given, and t asks for it; write workloadAPIAddr = \"unix:///path/of/agent.sock\", or set SPIFFE_ENDPOINT_SOCKET"
+        "line 1: spiffe.workloadAPIAddr: no Workload API is given, and http.serversTransports.t asks for it; write workloadAPIAddr = \"unix:///path/of/agent.sock\", or set SPIFFE_ENDPOINT_SOCKET"
     );
     // The environment fills in; the command line wins.
     let overrides = |argument: Option<&str>, variable: Option<&str>| Overrides {

@@ -11,7 +11,10 @@
     clippy::print_stderr,
     reason = "test code: a panic is how it fails, and it has no public surface"
 )]
-#![expect(clippy::disallowed_methods, reason = "a program of its own, on threads of its own")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a program of its own, on threads of its own"
+)]
 
 #[path = "../support/lib.rs"]
 mod support;

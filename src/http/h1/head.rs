@@ -106,13 +106,14 @@ impl Name {
     /// Which name it is, whatever its case.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
-        // Every known name begins with one of these; most names do not.
-        let Some(first) = name.first() else {
+        // Most names are told by their length and first letter alone.
+        if !matches!(name.len(), 2 | 4 | 6 | 7 | 9 | 10 | 14..=19 | 27 | 32) {
             return Self::Other;
-        };
+        }
+        let first = name.first().map(u8::to_ascii_lowercase);
         if !matches!(
-            first.to_ascii_lowercase(),
-            b'c' | b'e' | b'f' | b'h' | b'k' | b'p' | b't' | b'u' | b'x'
+            first,
+            Some(b'c' | b'e' | b'f' | b'h' | b'k' | b'p' | b't' | b'u' | b'x')
         ) {
             return Self::Other;
         }

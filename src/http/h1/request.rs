@@ -60,7 +60,7 @@ pub enum Parsed {
     /// More bytes are needed.
     Partial,
     /// The head took so many bytes.
-    Done(Box<Request>, usize),
+    Done(Request, usize),
 }
 
 impl Request {
@@ -165,7 +165,7 @@ pub fn parse(
         httparse::Error::HeaderValue => Refusal::bad("a field value has a control character"),
         _ => Refusal::bad("the head is malformed"),
     })?;
-    judge(head, method, target, is_1_0).map(|request| Parsed::Done(Box::new(request), len))
+    judge(head, method, target, is_1_0).map(|request| Parsed::Done(request, len))
 }
 
 const TOO_LARGE: Refusal = Refusal {
