@@ -139,6 +139,16 @@ pub enum Channel<S> {
     Tls(Box<TlsStream<S>>),
 }
 
+impl<S: Stream> Channel<S> {
+    /// The socket beneath.
+    pub(crate) fn inner(&self) -> &S {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
 impl<S: Stream> AsyncRead for Channel<S> {
     fn poll_read(
         self: Pin<&mut Self>,

@@ -20,7 +20,7 @@ use log::{debug, info, warn};
 
 use crate::balance::Balancer;
 use crate::config::{self, HttpEntry, HttpService};
-use crate::dial::DialError;
+use crate::dial::{Channel, DialError};
 use crate::drain::Running;
 use crate::rule::{Subject, match_form};
 use crate::runtime::{Runtime, Timer, within};
@@ -144,8 +144,13 @@ impl<R: Runtime> Http<R> {
             let mut waste = [0; 4096];
             let mut left = LINGER_BYTES;
             while let Ok(n) = stream.read(&mut waste).await {
-                if n == 0 || n >= left {
+                if n == 0 {
                     return;
+                }
+                if n >= left {
+                    // Enough. Closing now would reset the connection, and the
+                    // answer with it; not reading lets the client read.
+                    std::future::pending().await
                 }
                 left -= n;
             }
@@ -178,7 +183,13 @@ struct Connection<'h, R: Runtime> {
 impl<R: Runtime> Connection<'_, R> {
     async fn run(&mut self) -> End {
         let mut is_first = true;
+        let mut in_a_row = 0u32;
         loop {
+            // Pipelined requests must leave other connections their turns.
+            in_a_row = in_a_row.wrapping_add(1);
+            if in_a_row.is_multiple_of(32) {
+                futures_lite::future::yield_now().await;
+            }
             let request = match self.next_request(is_first).await {
                 Ok(request) => request,
                 Err(end) => return end,
@@ -422,6 +433,7 @@ impl<R: Runtime> Connection<'_, R> {
             write_timeout: entry.write_timeout,
             response_header_timeout: service.of.transport.response_header_timeout,
             body_max: entry.body_max,
+            half_closed_timeout: entry.idle_timeout,
         };
         let running = self.running;
         exchange::run(
@@ -557,6 +569,9 @@ impl<R: Runtime> Connection<'_, R> {
             Ok(()) => End::Gone,
             Err(why) => {
                 debug!("{}: {}: tunnel: {why}", self.http.name, self.client.ip);
+                if let Channel::Plain(socket) = up.stream.into_inner() {
+                    copy::reset(socket);
+                }
                 End::Cut
             }
         }

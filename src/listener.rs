@@ -20,6 +20,9 @@ use crate::runtime::{Runtime, sleep};
 
 /// Connections that the kernel may hold for us.
 const BACKLOG: i32 = 4096;
+/// Between TCP keep-alive probes to clients: those that vanish without a word
+/// must not hold their descriptors for ever.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// The waits after a failed accept, from the first to the longest: without
 /// descriptors left, a loop that tries at once would spin.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -92,7 +95,7 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
     serve: impl Fn(R::Stream, SocketAddr, Running) -> F,
 ) {
     let start = |stream, peer: SocketAddr| {
-        if let Err(error) = set_options(&stream, None) {
+        if let Err(error) = set_options(&stream, Some(KEEP_ALIVE)) {
             warn!("{name}: {peer}: {error}");
             return;
         }
@@ -153,6 +156,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
 mod tests {
     use super::*;
     use crate::runtime::epoll::{self, Epoll};

@@ -14,7 +14,7 @@ use crate::config::TcpService;
 use crate::dial::{Channel, Dialer};
 use crate::http::wire::ReadBuf;
 use crate::runtime::Runtime;
-use copy::{Limits, relay, reset};
+use copy::{Limits, Unfinished, relay};
 
 /// A TCP entry point on one worker.
 #[derive(Debug)]
@@ -37,35 +37,43 @@ impl<R: Runtime> Tcp<R> {
     }
 
     /// Serves a client connection to its end.
-    pub(crate) async fn serve(&self, mut stream: R::Stream, peer: SocketAddr) {
-        let Some(mut channel) = self.dial(peer).await else {
-            // No byte of an answer was given; a reset says that it failed.
-            reset(stream);
+    pub(crate) async fn serve(&self, stream: R::Stream, peer: SocketAddr) {
+        // Until all is said and done, an end of this task is a reset.
+        let mut client = Unfinished::new(stream);
+        let Some(channel) = self.dial(peer).await else {
             return;
+        };
+        // TLS tells a cut by itself: there is no close_notify.
+        let (mut plain, mut tls) = match channel {
+            Channel::Plain(socket) => (Some(Unfinished::new(socket)), None),
+            tls => (None, Some(tls)),
         };
         let transport = &self.service.transport;
         let limits = Limits {
             idle: transport.idle_timeout,
             termination: transport.termination_delay,
         };
-        let relayed = relay(
-            self.dialer.runtime(),
-            (&mut stream, &mut ReadBuf::default()),
-            (&mut channel, &mut ReadBuf::default()),
-            limits,
-        )
-        .await;
+        let runtime = self.dialer.runtime();
+        let (mut ahead, mut behind) = (ReadBuf::default(), ReadBuf::default());
+        let Some(stream) = client.get() else {
+            return;
+        };
+        let first = (stream, &mut ahead);
+        let relayed = match (plain.as_mut().and_then(Unfinished::get), tls.as_mut()) {
+            (Some(socket), _) => relay(runtime, first, (socket, &mut behind), limits).await,
+            (None, Some(tls)) => relay(runtime, first, (tls, &mut behind), limits).await,
+            (None, None) => return,
+        };
         let (up, down) = (relayed.up, relayed.down);
         match relayed.end {
-            Ok(()) => debug!("{}: {peer}: done, {up} bytes up, {down} down", self.name),
-            Err(why) => {
-                debug!("{}: {peer}: {why}; {up} bytes up, {down} down", self.name);
-                // Neither side may take what it has for the whole.
-                reset(stream);
-                if let Channel::Plain(socket) = channel {
-                    reset(socket);
+            Ok(()) => {
+                debug!("{}: {peer}: done, {up} bytes up, {down} down", self.name);
+                client.finish();
+                if let Some(plain) = plain {
+                    plain.finish();
                 }
             }
+            Err(why) => debug!("{}: {peer}: {why}; {up} bytes up, {down} down", self.name),
         }
     }
 

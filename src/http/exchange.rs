@@ -27,6 +27,9 @@ use crate::runtime::{Runtime, Timer};
 
 /// Content gathered before it is written.
 const GATHER_BYTES: usize = 32 << 10;
+/// Rounds of reading and writing before other connections get a turn: a fast
+/// pair of peers never makes either wait.
+const ROUNDS_PER_TURN: u32 = 16;
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 32;
 /// Heads of responses; they may carry many cookies.
@@ -47,6 +50,9 @@ pub(crate) struct Terms {
     pub(crate) response_header_timeout: Option<Duration>,
     /// Of the request's body.
     pub(crate) body_max: Option<u64>,
+    /// How long a client that has closed its half may wait for an upstream
+    /// that says nothing: most such clients have gone.
+    pub(crate) half_closed_timeout: Option<Duration>,
 }
 
 /// How an exchange ended.
@@ -81,6 +87,8 @@ struct Flow {
     sent_at: Cell<Option<Instant>>,
     /// A byte of a final response went to the client.
     begun: Cell<bool>,
+    /// Grows with each piece that came down.
+    pieces: Cell<u64>,
 }
 
 /// Runs an exchange. `up.out` holds the request's head, ready to be sent.
@@ -201,7 +209,9 @@ where
         why,
     };
     let mut total: u64 = 0;
+    let mut rounds = 0;
     loop {
+        take_turns(&mut rounds).await;
         while !decoder.is_done() && up.out.len() < GATHER_BYTES {
             let progress = match decoder.advance(down.inbuf.data()) {
                 Ok(progress) => progress,
@@ -257,6 +267,7 @@ where
     // there is room. An end is no reason to stop (RFC 9112, section 9.6), a
     // reset is (9.5).
     let mut watching = true;
+    let mut pieces_at_end = None;
     poll_fn(|cx| {
         while watching {
             if down.inbuf.len() >= READ_BYTES {
@@ -264,11 +275,25 @@ where
                 break;
             }
             match down.inbuf.poll_fill(cx, down.stream, READ_BYTES) {
-                Poll::Ready(Ok(0)) => watching = false,
+                Poll::Ready(Ok(0)) => {
+                    watching = false;
+                    pieces_at_end = Some(u64::MAX);
+                }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Outcome::ClientGone),
                 Poll::Pending => break,
             }
+        }
+        // A socket that has ended tells nothing more, not even of a reset: so
+        // the wait is bounded, as long as nothing comes down.
+        if let Some(before) = pieces_at_end {
+            if before != flow.pieces.get() {
+                pieces_at_end = Some(flow.pieces.get());
+                let limit = terms.half_closed_timeout;
+                let deadline = limit.and_then(|limit| runtime.now().checked_add(limit));
+                down.timer.set(deadline);
+            }
+            return down.timer.poll(cx).map(|()| Outcome::ClientGone);
         }
         Poll::Pending
     })
@@ -291,7 +316,8 @@ where
     let Question { request, terms, .. } = asked;
     let mut interim = 0;
     let response = loop {
-        let response = match next_head(&mut up, request.kind, &terms, head, flow).await {
+        let response = match next_head(&mut up, request.kind, &terms, head, flow, interim > 0).await
+        {
             Ok(response) => response,
             Err(outcome) => return outcome,
         };
@@ -314,6 +340,9 @@ where
         }
     };
     if response.status == 101 {
+        if flow.sent_at.get().is_none() {
+            return protocol_error("101 before the request was sent");
+        }
         if !request.wants_upgrade || !switches_to_what_was_asked(asked.head, head) {
             return protocol_error("101 to a request that did not ask for that protocol");
         }
@@ -332,6 +361,7 @@ where
         other => (other, Encoder::Raw),
     };
     let is_bodiless_with_length = (request.kind == Method::Head || response.status == 304)
+        && response.status != 204
         && head.values(Name::ContentLength).next().is_some();
     // A request that is still under way when its answer comes cannot be told
     // apart from the next one if we stop reading it.
@@ -370,6 +400,7 @@ async fn next_head<U: AsyncRead + Unpin, T: Timer>(
     terms: &Terms,
     head: &mut Head,
     flow: &Flow,
+    has_spoken: bool,
 ) -> Result<Response, Outcome> {
     let mut scanner = Scanner::default();
     loop {
@@ -400,7 +431,7 @@ async fn next_head<U: AsyncRead + Unpin, T: Timer>(
         })
         .await;
         up.timer.set(None);
-        let nothing_yet = up.inbuf.is_empty();
+        let nothing_yet = up.inbuf.is_empty() && !has_spoken;
         match filled {
             Ok(0) if nothing_yet => {
                 return Err(Outcome::Stale("closed without a response".to_owned()));
@@ -452,7 +483,10 @@ where
     U: AsyncRead + Unpin,
 {
     let mut decoder = Decoder::new(response.framing);
+    let mut rounds = 0;
     loop {
+        take_turns(&mut rounds).await;
+        flow.pieces.set(flow.pieces.get().wrapping_add(1));
         while !decoder.is_done() && down.out.len() < GATHER_BYTES {
             let progress = match decoder.advance(up.inbuf.data()) {
                 Ok(progress) => progress,
@@ -505,6 +539,15 @@ where
                 ));
             }
         }
+    }
+}
+
+/// Lets other connections run, now and then.
+async fn take_turns(rounds: &mut u32) {
+    *rounds += 1;
+    if *rounds > ROUNDS_PER_TURN {
+        *rounds = 0;
+        futures_lite::future::yield_now().await;
     }
 }
 

@@ -15,7 +15,7 @@ use futures_lite::AsyncRead;
 
 use super::wire::Conn;
 use crate::dial::{Address, Admission, Channel, DialError, Dialer};
-use crate::runtime::{Runtime, sleep};
+use crate::runtime::{Runtime, Stream, sleep};
 use crate::transport::HttpTransport;
 
 /// How often idle connections are looked at, to let go of dead ones.
@@ -28,6 +28,17 @@ pub(crate) struct Upstream<R: Runtime> {
     pub(crate) admission: Option<Admission>,
     /// Whether it has served an exchange before.
     pub(crate) reused: bool,
+}
+
+impl<R: Runtime> Upstream<R> {
+    /// Asks the kernel itself whether something has come. A call for each
+    /// reuse would cost what the reactor tells for nothing one turn later.
+    fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let stream = self.conn.stream.borrow();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        recv(stream.inner().socket(), &mut [0; 1], flags) == Err(rustix::io::Errno::WOULDBLOCK)
+    }
 }
 
 /// Where connections of one kind are kept: one transport, one address.
@@ -88,9 +99,21 @@ impl<R: Runtime> Pool<R> {
     /// An idle connection, the most recently used first.
     pub(crate) fn take(&self, id: SlotId) -> Option<Upstream<R>> {
         let slot = self.slots.get(id.0)?;
+        let now = self.dialer.runtime().now();
         loop {
-            let (mut upstream, since) = slot.idle.borrow_mut().pop()?;
-            if slot.is_usable(&upstream, since, self.dialer.runtime().now())
+            let (mut upstream, since) = {
+                let mut idle = slot.idle.borrow_mut();
+                // One that was put back in an earlier turn, if there is one:
+                // what its upstream has sent too much, the reactor has seen.
+                match idle.iter().rposition(|(_, since)| *since < now) {
+                    Some(rested) => idle.remove(rested),
+                    None => idle.pop()?,
+                }
+            };
+            if since >= now && !upstream.is_silent() {
+                continue;
+            }
+            if slot.is_usable(&upstream, since, now)
                 && self
                     .dialer
                     .still_admits(&slot.transport.base, &mut upstream.admission)

@@ -73,6 +73,8 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
     let mut main = pin!(executor.run(main(Epoll(Rc::clone(&reactor)))));
     let mut events = Vec::with_capacity(EVENTS_MAX);
     loop {
+        // What has woken us so far is served by this very poll.
+        alarm.awake();
         // `run` gives way after some hundred task turns, so that busy tasks
         // cannot keep the reactor from its sockets.
         if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
@@ -83,9 +85,7 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
         } else {
             Some(Duration::ZERO)
         };
-        let waited = reactor.wait(&mut events, sleep);
-        alarm.awake();
-        waited?;
+        reactor.wait(&mut events, sleep)?;
         reactor.deliver(&mut events);
     }
 }
@@ -130,7 +130,7 @@ impl Reactor {
             &self.epoll,
             socket,
             EventData::new_u64(source.key),
-            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+            EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
         )?;
         entry.insert(Rc::clone(&source));
         Ok(source)
@@ -191,8 +191,9 @@ struct Source {
     key: u64,
     readable: Cell<bool>,
     writable: Cell<bool>,
-    /// The peer has sent its last byte, or the socket has failed. From then
-    /// on a short read proves nothing, as no edge will follow it.
+    /// The peer has sent its last byte, or urgent data, at which a read stops
+    /// short, or the socket has failed. From then on a short read proves
+    /// nothing, as no edge need follow it.
     read_closed: Cell<bool>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
@@ -208,7 +209,8 @@ impl Source {
     }
 
     fn deliver(&self, flags: EventFlags) {
-        let closed = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        let closed = flags
+            .intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI);
         if closed {
             self.read_closed.set(true);
         }
@@ -607,7 +609,7 @@ impl Alarm {
     }
 
     fn awake(&self) {
-        self.state.store(AWAKE, Ordering::SeqCst);
+        self.state.swap(AWAKE, Ordering::SeqCst);
     }
 }
 

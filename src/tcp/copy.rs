@@ -223,6 +223,35 @@ impl<'b> Direction<'b> {
     }
 }
 
+/// A stream that is reset when it is dropped, until it has been said that
+/// nothing is missing: a relay that is cut short, by a stop or a panic, must
+/// not look like one that ended.
+#[derive(Debug)]
+pub(crate) struct Unfinished<S: Stream>(Option<S>);
+
+impl<S: Stream> Unfinished<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self(Some(stream))
+    }
+
+    pub(crate) fn get(&mut self) -> Option<&mut S> {
+        self.0.as_mut()
+    }
+
+    /// All that was to come has come.
+    pub(crate) fn finish(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl<S: Stream> Drop for Unfinished<S> {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            reset(stream);
+        }
+    }
+}
+
 /// Closes so that the other end sees an error, not an end: what it got was
 /// not whole.
 pub(crate) fn reset<S: Stream>(stream: S) {

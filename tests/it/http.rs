@@ -41,6 +41,13 @@ crate::on_both!(
     a_wrong_identity_is_502_and_no_request_is_sent,
     in_flight_requests_finish_when_the_proxy_stops,
     what_does_not_finish_in_time_is_reported,
+    h2c_is_not_offered_to_a_backend,
+    a_204_has_no_length_even_to_head,
+    a_connection_that_has_spoken_is_not_stale,
+    a_client_that_has_gone_does_not_wait_for_a_silent_backend,
+    a_backend_that_takes_no_request_is_504,
+    an_answer_reaches_a_client_that_is_still_sending,
+    a_body_sent_where_none_may_be_is_not_the_next_response,
 );
 
 const IDS: &str = "ids = [\"spiffe://example.org/api\"]";
@@ -667,6 +674,7 @@ fn a_request_that_could_be_read_in_two_ways_is_refused(on: On) {
         ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET /a/%2e%2E/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET /a/..;x=y/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", 400),
@@ -928,4 +936,152 @@ fn what_does_not_finish_in_time_is_reported(on: On) {
         (backend.accepted() == 1).then_some(())
     });
     assert!(!proxy.end().unwrap());
+}
+
+fn h2c_is_not_offered_to_a_backend(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let proxy = plain_http(on, &backend, "");
+    let mut client = proxy.connect("web");
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\nGET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let answers = read_to_end(&mut client);
+    assert!(
+        !answers.to_ascii_lowercase().contains("upgrade"),
+        "{answers}"
+    );
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+}
+
+fn a_204_has_no_length_even_to_head(on: On) {
+    let backend = answering("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
+    let proxy = plain_http(on, &backend, "");
+    assert_eq!(
+        proxy.talk(
+            "web",
+            "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        ),
+        "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+    );
+}
+
+fn a_connection_that_has_spoken_is_not_stale(on: On) {
+    let backend = Backend::plain(|wire| {
+        read_head(wire).unwrap();
+        wire.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .unwrap();
+        read_head(wire).unwrap();
+        wire.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").unwrap();
+        wire.finish();
+    });
+    let proxy = plain_http(on, &backend, "");
+    let answer = proxy.talk(
+        "web",
+        "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(
+        answer.contains("103 Early Hints\r\n\r\nHTTP/1.1 502 Bad Gateway"),
+        "{answer}"
+    );
+    assert_eq!(backend.accepted(), 1);
+}
+
+fn a_client_that_has_gone_does_not_wait_for_a_silent_backend(on: On) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let backend = Backend::plain(move |wire| {
+        read_head(wire).unwrap();
+        // Ends only when the proxy lets go.
+        drop(wire.read_to_end(&mut Vec::new()));
+        tell.send(()).unwrap();
+    });
+    let proxy = plain_http(
+        on,
+        &backend,
+        "transport.respondingTimeouts.idleTimeout = \"100ms\"",
+    );
+    let mut client = proxy.connect("web");
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    told.recv_timeout(crate::support::DEADLINE).unwrap();
+}
+
+fn a_backend_that_takes_no_request_is_504(on: On) {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let backend = Backend::plain(move |_| {
+        let _closed = released.lock().unwrap().recv();
+    });
+    let proxy = plain_http(
+        on,
+        &backend,
+        "transport.respondingTimeouts.writeTimeout = \"200ms\"",
+    );
+    let client = proxy.connect("web");
+    let (mut reader, mut writer) = (client.try_clone().unwrap(), client);
+    let sender = std::thread::spawn(move || {
+        drop(writer.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"));
+        while writer.write_all(&[0; 65536]).is_ok() {}
+    });
+    let head = read_head(&mut reader).unwrap();
+    assert!(
+        head.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("error=connection_write_timeout\r\n"),
+        "{head}"
+    );
+    drop(release);
+    drop(reader.shutdown(std::net::Shutdown::Both));
+    sender.join().unwrap();
+}
+
+fn an_answer_reaches_a_client_that_is_still_sending(on: On) {
+    let backend = Backend::plain(|wire| drop(wire.read_to_end(&mut Vec::new())));
+    let proxy = plain_http(on, &backend, "http.maxRequestBodyBytes = 1000");
+    let client = proxy.connect("web");
+    let (mut reader, mut writer) = (client.try_clone().unwrap(), client);
+    let sender = std::thread::spawn(move || {
+        drop(writer.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        // Far more than is drained: a client that reads only afterwards.
+        for _ in 0..64 {
+            if writer.write_all(b"4000\r\n").is_err()
+                || writer.write_all(&[b'x'; 0x4000]).is_err()
+                || writer.write_all(b"\r\n").is_err()
+            {
+                return;
+            }
+        }
+    });
+    let head = read_head(&mut reader).unwrap();
+    assert!(
+        head.starts_with("HTTP/1.1 413 Content Too Large\r\n"),
+        "{head}"
+    );
+    sender.join().unwrap();
+}
+
+fn a_body_sent_where_none_may_be_is_not_the_next_response(on: On) {
+    let backend = Backend::plain(|wire| {
+        while read_head(wire).is_some() {
+            let sent = wire.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+            );
+            if sent.is_err() {
+                return;
+            }
+        }
+    });
+    let proxy = plain_http(on, &backend, "");
+    let answer = proxy.talk(
+        "web",
+        "HEAD / HTTP/1.1\r\nHost: a\r\n\r\nHEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(
+        answer,
+        "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+    );
+    assert_eq!(backend.accepted(), 2);
 }

@@ -66,7 +66,8 @@ pub enum Name {
     /// `X-Real-Ip`
     RealIp,
     /// Other forwarding claims: `Forwarded`, `X-Forwarded-Prefix`, `-Uri`,
-    /// `-Method`, `-Tls-Client-Cert`, `-Tls-Client-Cert-Info`.
+    /// `-Method`, `-Scheme`, `-Ssl`, `-User`, `-Client-Cert`, `-Tls-Client-Cert`,
+    /// `-Tls-Client-Cert-Info`.
     ForwardedOther,
     /// One of the above with `_` for `-`, which many a backend takes for it.
     Lookalike,
@@ -74,7 +75,7 @@ pub enum Name {
     Other,
 }
 
-const KNOWN: [(&str, Name); 25] = [
+const KNOWN: [(&str, Name); 29] = [
     ("connection", Name::Connection),
     ("content-length", Name::ContentLength),
     ("expect", Name::Expect),
@@ -98,6 +99,10 @@ const KNOWN: [(&str, Name); 25] = [
     ("x-forwarded-prefix", Name::ForwardedOther),
     ("x-forwarded-uri", Name::ForwardedOther),
     ("x-forwarded-method", Name::ForwardedOther),
+    ("x-forwarded-client-cert", Name::ForwardedOther),
+    ("x-forwarded-scheme", Name::ForwardedOther),
+    ("x-forwarded-ssl", Name::ForwardedOther),
+    ("x-forwarded-user", Name::ForwardedOther),
     ("x-forwarded-tls-client-cert", Name::ForwardedOther),
     ("x-forwarded-tls-client-cert-info", Name::ForwardedOther),
 ];
@@ -107,7 +112,7 @@ impl Name {
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
         // Most names are told by their length and first letter alone.
-        if !matches!(name.len(), 2 | 4 | 6 | 7 | 9 | 10 | 14..=19 | 27 | 32) {
+        if !matches!(name.len(), 2 | 4 | 6 | 7 | 9 | 10 | 14..=19 | 23 | 27 | 32) {
             return Self::Other;
         }
         let first = name.first().map(u8::to_ascii_lowercase);
@@ -422,4 +427,17 @@ fn parse_length(value: &[u8]) -> Option<u64> {
     }
     let number: u64 = std::str::from_utf8(value).ok()?.parse().ok()?;
     (number <= i64::MAX.unsigned_abs()).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_known_name_is_lost_to_the_quick_look() {
+        for (name, which) in KNOWN {
+            assert_eq!(Name::of(name.as_bytes()), which);
+            assert_eq!(Name::of(name.to_ascii_uppercase().as_bytes()), which);
+        }
+    }
 }

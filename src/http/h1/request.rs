@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::head::{
-    Connection, Declared, Head, Limits, Name, Scanner, TooLong, declared_framing, is_token,
+    Connection, Declared, Head, Limits, Name, Scanner, TooLong, declared_framing, is_token, list,
 };
 use super::{Framing, Refusal};
 
@@ -254,7 +254,10 @@ fn judge(
         }
         expects_continue = !is_1_0;
     }
-    let asks_upgrade = head.values(Name::Upgrade).next().is_some();
+    // h2c is between two neighbours, and its settings are not forwarded.
+    let mut protocols = head.values(Name::Upgrade).flat_map(list).peekable();
+    let asks_upgrade = protocols.peek().is_some()
+        && !protocols.any(|it| it.eq_ignore_ascii_case(b"h2c") || it.eq_ignore_ascii_case(b"h2"));
     Ok(Request {
         method,
         path_len: path_len(
@@ -430,7 +433,8 @@ fn check_path(path: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether a segment is `.` or `..`, with dots encoded or not.
+/// Whether a segment is `.` or `..`, with dots encoded or not. Parameters
+/// after a semicolon count as its end: some backends cut them off.
 fn has_dot_segment(path: &[u8]) -> bool {
     if !path.contains(&b'.') && !path.contains(&b'%') {
         return false;
@@ -440,7 +444,9 @@ fn has_dot_segment(path: &[u8]) -> bool {
         let mut rest = segment;
         loop {
             rest = match rest {
-                [] => return dots == 1 || dots == 2,
+                [] | [b';', ..] | [b'%', b'3', b'b' | b'B', ..] => {
+                    return dots == 1 || dots == 2;
+                }
                 [b'.', after @ ..] | [b'%', b'2', b'e' | b'E', after @ ..] => after,
                 _ => return false,
             };

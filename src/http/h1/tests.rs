@@ -1,3 +1,10 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic is how it fails"
+)]
+
 use super::body::{Decoder, Encoder};
 use super::chunked;
 use super::head::{Connection, Head, Limits, Name, Scanner, TooLong};
