@@ -19,7 +19,7 @@
 // Files in, problems out; and what a good file means.
 mod config;
 // The README's claims: its files load, every key is in it.
-// mod documents;
+mod documents;
 // HTTP/1.1 through the proxy, byte for byte.
 mod http;
 // Start-up, first SVID, denial, agent faults, who is admitted.
