@@ -38,6 +38,8 @@ use super::{Runtime, Stream, Timer};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 256;
+/// Task turns between two looks at the sockets.
+const TURNS_MAX: u32 = 200;
 /// The longest sleep, so that no time can overflow the kernel's.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 /// The key of the eventfd. Sockets count from 0, far below.
@@ -70,22 +72,32 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
     });
     let waker = Waker::from(Arc::clone(&alarm));
     let mut cx = Context::from_waker(&waker);
-    let mut main = pin!(executor.run(main(Epoll(Rc::clone(&reactor)))));
+    let mut main = pin!(main(Epoll(Rc::clone(&reactor))));
     let mut events = Vec::with_capacity(EVENTS_MAX);
     loop {
-        // What has woken us so far is served by this very poll.
+        // What has woken us so far is served in this very turn.
         alarm.awake();
-        // `run` gives way after some hundred task turns, so that busy tasks
-        // cannot keep the reactor from its sockets.
         if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
             return Ok(value);
         }
-        let sleep = if alarm.may_sleep() {
-            reactor.next_timer()
-        } else {
-            Some(Duration::ZERO)
-        };
-        reactor.wait(&mut events, sleep)?;
+        // Bounded, so that busy tasks cannot keep the reactor from its
+        // sockets.
+        let mut turns = 0;
+        while turns < TURNS_MAX && executor.try_tick() {
+            turns += 1;
+        }
+        // Asked once more with our waker, an executor without work remembers
+        // to ring when another thread brings some; until this is dropped.
+        let mut tick = pin!(executor.tick());
+        let idle = turns < TURNS_MAX && tick.as_mut().poll(&mut cx).is_pending();
+        // A look without sleeping first: under load something has often come
+        // meanwhile, and a look costs less than to sleep and be woken.
+        if turns > 0 || !idle {
+            reactor.wait(&mut events, Some(Duration::ZERO))?;
+        }
+        if events.is_empty() && idle && alarm.may_sleep() {
+            reactor.wait(&mut events, reactor.next_timer())?;
+        }
         reactor.deliver(&mut events);
     }
 }
@@ -445,6 +457,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // TLS writes a record at a time, and a plain send is the cheaper call.
+        if let [buf] = bufs {
+            return self.poll_write(cx, buf);
+        }
         let written = self
             .source
             .poll_writable(cx, || (&self.socket).write_vectored(bufs));

@@ -75,7 +75,10 @@ fn every_command_is_one_that_exists() {
     let makefile = read("Makefile");
     let mut checked = 0;
     for name in DOCUMENTS {
-        for line in blocks(&read(name), "sh").iter().flat_map(|block| block.lines()) {
+        for line in blocks(&read(name), "sh")
+            .iter()
+            .flat_map(|block| block.lines())
+        {
             let line = line.split('#').next().unwrap().trim();
             let mut words = line.split_whitespace();
             match words.next() {
@@ -90,7 +93,14 @@ fn every_command_is_one_that_exists() {
                 }
                 Some(program) if program.ends_with("svidgate") => {
                     for flag in words.filter(|word| word.starts_with("--")) {
-                        let known = ["--config", "--check", "--workers", "--workload-api-addr", "--version", "--help"];
+                        let known = [
+                            "--config",
+                            "--check",
+                            "--workers",
+                            "--workload-api-addr",
+                            "--version",
+                            "--help",
+                        ];
                         assert!(known.contains(&flag), "{name}: {line}");
                     }
                 }
@@ -123,7 +133,9 @@ fn every_test_that_the_threat_model_names_exists() {
     for name in text.split('`').skip(1).step_by(2) {
         let is_test_name = name.len() > 12
             && name.contains('_')
-            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         if is_test_name && !name.contains("::") {
             assert!(sources.contains(&format!("fn {name}(")), "no test {name}");
             checked += 1;
