@@ -1,6 +1,6 @@
 //! TOML text to [`Config`]: Traefik's keys, checked whole.
 //!
-//! Two types, one crossing. [`raw`] is the file as written; [`Config`] has no
+//! Two types, one crossing. `raw` is the file as written; [`Config`] has no
 //! string that still has to be parsed and nothing that could be wrong. Every
 //! problem of a file is reported at once, with its key, its line and what to
 //! write instead. Nothing falls back to something else.

@@ -1,5 +1,5 @@
-//! The composition root: a [`Config`] becomes a running [`Proxy`]. The only
-//! place that starts threads and tasks.
+//! The composition root: a [`Config`] becomes a running [`Proxy`]. It starts the
+//! threads of the workers and hands every part what it needs.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

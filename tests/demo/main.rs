@@ -26,19 +26,16 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::{Child, Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_io::Async;
-use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsAcceptor;
-use futures_rustls::server::TlsStream;
 use rustls::ServerConfig;
 use support::agent::{Agent, Answer, Response, Svid};
 use support::backend::{echo_bytes, server_config};
+use support::foreign::Shared;
 use support::pki::{Authority, Leaf, leaf};
 use support::scratch::Scratch;
 
@@ -170,49 +167,6 @@ fn tcp_backend(ca: &Arc<Authority>, address: &str, id: &'static str) {
             });
         }
     });
-}
-
-/// async-h1 wants to clone its stream.
-#[derive(Clone)]
-struct Shared(Arc<Mutex<TlsStream<Async<TcpStream>>>>);
-
-impl Shared {
-    fn new(stream: TlsStream<Async<TcpStream>>) -> Self {
-        Self(Arc::new(Mutex::new(stream)))
-    }
-
-    fn with<T>(&self, f: impl FnOnce(Pin<&mut TlsStream<Async<TcpStream>>>) -> T) -> T {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        f(Pin::new(&mut *stream))
-    }
-}
-
-impl AsyncRead for Shared {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<std::io::Result<usize>> {
-        self.with(|stream| stream.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Shared {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        self.with(|stream| stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.with(|stream| stream.poll_flush(cx))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.with(|stream| stream.poll_close(cx))
-    }
 }
 
 fn try_everything(svidgate: &mut Child) -> bool {

@@ -48,6 +48,7 @@ crate::on_both!(
     a_backend_that_takes_no_request_is_504,
     an_answer_reaches_a_client_that_is_still_sending,
     a_body_sent_where_none_may_be_is_not_the_next_response,
+    a_foreign_client_and_a_foreign_origin_understand_each_other,
 );
 
 const IDS: &str = "ids = [\"spiffe://example.org/api\"]";
@@ -1084,4 +1085,59 @@ fn a_body_sent_where_none_may_be_is_not_the_next_response(on: On) {
         "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(backend.accepted(), 2);
+}
+
+/// async-h1 on both sides: neither knows anything of our codec.
+fn a_foreign_client_and_a_foreign_origin_understand_each_other(on: On) {
+    use crate::support::foreign::Shared;
+    use async_io::Async;
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = Shared::new(Async::new(stream.unwrap()).unwrap());
+            std::thread::spawn(move || {
+                async_io::block_on(async_h1::accept(stream, |mut request| async move {
+                    let body = request.body_string().await?;
+                    let mut response = http_types::Response::new(201);
+                    response.set_body(format!("{} {} {body}", request.method(), request.url()));
+                    response.insert_header("x-origin", "async-h1");
+                    Ok(response)
+                }))
+            });
+        }
+    });
+    let proxy = Running::start(
+        on,
+        &format!(
+            r#"
+[entryPoints.web]
+address = "127.0.0.1:0"
+[http.routers.api]
+rule = "Host(`api.test`)"
+service = "api"
+[http.services.api.loadBalancer]
+servers = [{{ url = "http://{address}" }}]
+"#
+        ),
+    );
+    for body in ["", "some words", &"x".repeat(200_000)] {
+        let stream = Shared::new(Async::new(proxy.connect("web")).unwrap());
+        let (status, origin, text) = async_io::block_on(async {
+            let url = http_types::Url::parse("http://api.test/a?b=c").unwrap();
+            let mut request = http_types::Request::new(http_types::Method::Post, url);
+            request.set_body(body);
+            let mut response = async_h1::connect(stream, request).await.unwrap();
+            let text = response.body_string().await.unwrap();
+            let origin = response.header("x-origin").unwrap().last().to_string();
+            (u16::from(response.status()), origin, text)
+        });
+        assert_eq!((status, origin.as_str()), (201, "async-h1"));
+        assert!(
+            text == format!("POST http://api.test/a?b=c {body}"),
+            "{}",
+            text.len()
+        );
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod foreign;
 pub mod pki;
 pub mod proxy;
 pub mod scratch;
