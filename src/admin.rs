@@ -79,7 +79,7 @@ impl Admin {
                 return;
             }
             let state = Arc::clone(state);
-            let permits = permits.clone();
+            let (permits, waiting) = (permits.clone(), permits.clone());
             let done = move |result: io::Result<()>| {
                 if let Err(error) = result {
                     log::debug!("admin: {error}");
@@ -99,6 +99,7 @@ impl Admin {
                 }),
             };
             if let Err(error) = accepted {
+                let _freed = waiting.try_recv();
                 warn!("admin: cannot accept: {error}");
                 Timer::after(Duration::from_millis(100)).await;
             }

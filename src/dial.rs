@@ -274,6 +274,10 @@ impl<R: Runtime> Dialer<R> {
                 admission: None,
             });
         };
+        // Connecting may have taken long: the handshake is made with what is
+        // true now.
+        drop(client);
+        let client = self.client(transport)?;
         self.handshake(transport, address, client, socket).await
     }
 

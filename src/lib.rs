@@ -24,10 +24,7 @@
 //!         executor.spawn(task).detach();
 //!     }
 //! });
-//! let control = async {
-//!     proxy.control().await?;
-//!     std::future::pending().await
-//! };
+//! let control = async { match proxy.control().await? {} };
 //! let drained = async_io::block_on(executor.run(proxy.worker(runtime).or(control)))?;
 //! # let _ = (stopper, drained);
 //! # Ok(())

@@ -23,7 +23,7 @@ impl IpRange {
             .parse()
             .map_err(|_| format!("\"{text}\" is neither an IP address nor a CIDR range"))?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
+        let prefix: u8 = match prefix {
             None => longest,
             Some(prefix) => prefix
                 .parse()
@@ -31,7 +31,17 @@ impl IpRange {
                 .filter(|prefix| *prefix <= longest)
                 .ok_or_else(|| format!("the prefix of \"{text}\" is not 0 to {longest}"))?,
         };
-        Ok(Self { address, prefix })
+        // Addresses are compared in their IPv4 form where they have one.
+        match (address, address.to_canonical(), prefix.checked_sub(96)) {
+            (IpAddr::V6(_), canonical @ IpAddr::V4(_), Some(prefix)) => Ok(Self {
+                address: canonical,
+                prefix,
+            }),
+            (IpAddr::V6(_), IpAddr::V4(_), None) => Err(format!(
+                "\"{text}\" is wider than the IPv4 addresses in IPv6 form; write ::/0 and 0.0.0.0/0"
+            )),
+            _ => Ok(Self { address, prefix }),
+        }
     }
 
     /// Whether an address is in it. An IPv4 address in IPv6 form counts as
@@ -79,6 +89,8 @@ mod tests {
         check("2001:db8::/33", "2001:db8:7fff::1", true);
         check("2001:db8::/33", "2001:db8:8000::1", false);
         check("127.0.0.0/8", "::ffff:127.0.0.1", true);
+        check("::ffff:127.0.0.0/104", "127.0.0.1", true);
+        check("::ffff:127.0.0.0/104", "128.0.0.1", false);
     }
 
     #[test]
@@ -89,6 +101,7 @@ mod tests {
             "192.0.2.0/33",
             "2001:db8::/129",
             "1.2.3.4/x",
+            "::ffff:0.0.0.0/90",
         ] {
             assert!(IpRange::parse(text).is_err(), "{text}");
         }

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -246,11 +247,12 @@ impl Proxy {
 
     /// Everything but the connections: the admin endpoint, the Workload API,
     /// the store, the wait for the first SVID. Needs async-io's reactor, and
-    /// no executor. Ends when the proxy is stopped.
+    /// no executor. Does not end by itself, except with an error; drop it when
+    /// the workers have ended.
     ///
     /// # Errors
     /// [`Error::NoIdentity`], and [`Error::Ended`] when a part of it fails.
-    pub async fn control(&self) -> Result<(), Error> {
+    pub async fn control(&self) -> Result<Infallible, Error> {
         let executor = Rc::new(LocalExecutor::new());
         let (sender, updates) = async_channel::bounded(4);
         // While the thread lives it holds the sender: its end is seen as the
@@ -285,7 +287,9 @@ impl Proxy {
         let stopped = async {
             self.stop.stopped().await;
             self.state.stopping.store(true, Ordering::Relaxed);
-            Ok(())
+            // What is in flight still needs an identity, and somebody may ask
+            // how it goes.
+            std::future::pending().await
         };
         let work = stopped.or(start).or(store).or(admin);
         executor.run(work).await
@@ -510,11 +514,7 @@ impl Proxy {
                 }
                 Ok(drained)
             };
-            let controlled = async {
-                proxy.control().await?;
-                // Stopped: what remains is for the workers to say.
-                std::future::pending().await
-            };
+            let controlled = async { match proxy.control().await? {} };
             let told = async {
                 match until.await {
                     Urgency::Drain => {}

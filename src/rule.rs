@@ -8,10 +8,14 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use crate::http::h1::head::is_token;
+use crate::http::h1::request::check_path;
 use crate::net::IpRange;
 
 /// How deep parentheses and negations may nest.
 const DEPTH_MAX: usize = 32;
+/// Matchers in one rule. Rules are walked recursively, on a worker's stack.
+const MATCHERS_MAX: usize = 1000;
 
 /// A parsed rule.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -84,6 +88,7 @@ impl Rule {
             at: 0,
             layer,
             depth: 0,
+            matchers: 0,
         };
         let rule = parser.any()?;
         match parser.token()? {
@@ -224,6 +229,7 @@ struct Parser<'t> {
     at: usize,
     layer: Layer,
     depth: usize,
+    matchers: usize,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -333,6 +339,12 @@ impl<'t> Parser<'t> {
                 }
             }
             Some(Token::Word(name)) => {
+                self.matchers += 1;
+                if self.matchers > MATCHERS_MAX {
+                    return Err(format!(
+                        "it has more than {MATCHERS_MAX} matchers; write several routers"
+                    ));
+                }
                 let arguments = self.arguments(name)?;
                 matcher(name, &arguments, self.layer).map(Rule::Match)
             }
@@ -408,6 +420,9 @@ fn matcher(name: &str, arguments: &[&str], layer: Layer) -> Result<Matcher, Stri
         ("Host", [host]) => host_argument(host),
         ("Path", [path]) => path_argument(path).map(Matcher::Path),
         ("PathPrefix", [path]) => path_argument(path).map(Matcher::PathPrefix),
+        ("Method", [name]) | ("Header", [name, _]) if !is_token(name.as_bytes()) => Err(format!(
+            "\"{name}\" is not a name that a request could have"
+        )),
         ("Method", [method]) => Ok(Matcher::Method(method.to_ascii_uppercase())),
         ("Header", [name, value]) => Ok(Matcher::Header((*name).to_owned(), (*value).to_owned())),
         ("Query", [name]) => Ok(Matcher::Query((*name).to_owned(), None)),
@@ -462,6 +477,12 @@ fn path_argument(path: &str) -> Result<String, String> {
     if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!(
             "the path \"{path}\" has a space or a non-ASCII character; write it percent-encoded"
+        ));
+    }
+    if let Err(refusal) = check_path(path.as_bytes()) {
+        return Err(format!(
+            "no request with the path \"{path}\" is let in: {}",
+            refusal.why
         ));
     }
     Ok(match_form(path).into_owned())

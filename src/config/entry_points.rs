@@ -116,7 +116,7 @@ impl Reader<'_, '_> {
                 "there is no router, so nothing would be served; write [http.routers.NAME] or [tcp.routers.NAME] into this file",
             );
         }
-        let mut addresses: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+        let mut addresses: Vec<(SocketAddr, &str)> = Vec::new();
         let mut entry_points = Vec::new();
         for (name, raw) in &file.entry_points {
             let at = format!("entryPoints.{}", name.get_ref());
@@ -134,15 +134,16 @@ impl Reader<'_, '_> {
                 }
                 listen_address(tcp)
             });
-            if let Some(address) = address
-                && address.port() != 0
-                && let Some(other) = addresses.insert(address, name.get_ref())
-            {
-                self.problems.error(
-                    format!("{at}.address"),
-                    raw.address.as_ref().map(|field| field.span.clone()),
-                    format!("entry point {other} listens on {address} already"),
-                );
+            if let Some(address) = address {
+                let taken = addresses.iter().find(|(other, _)| overlap(*other, address));
+                if let Some((_, other)) = taken {
+                    self.problems.error(
+                        format!("{at}.address"),
+                        raw.address.as_ref().map(|field| field.span.clone()),
+                        format!("entry point {other} listens on that already"),
+                    );
+                }
+                addresses.push((address, name.get_ref()));
             }
             let limits = self.http_entry(&at, raw);
             let tcp_service = tcp.remove(name.get_ref().as_str());
@@ -349,4 +350,10 @@ fn in_order(mut routes: Vec<Route>) -> Vec<Route> {
             .then_with(|| a.name.cmp(&b.name))
     });
     routes
+}
+
+/// Whether one connection could belong to both.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (any || a.ip() == b.ip())
 }

@@ -158,6 +158,17 @@ impl Reader<'_, '_> {
                 ),
             );
         }
+        let waits = self.value("spiffe.waitForSVID", &table.wait_for_svid);
+        if waits == Some(&false) && table.startup_timeout.is_some() {
+            self.problems.warning(
+                "spiffe.startupTimeout",
+                table
+                    .startup_timeout
+                    .as_ref()
+                    .map(|field| field.span.clone()),
+                "it has no effect beside waitForSVID = false",
+            );
+        }
         Spiffe {
             endpoint: endpoint.filter(|_| wanted || self.overrides.workload_api_addr.is_some()),
             startup_timeout: self.limit("spiffe.startupTimeout", &table.startup_timeout, None),

@@ -340,6 +340,9 @@ pub(super) fn walk(table: &DeTable<'_>, keys: &[Key], path: &str, problems: &mut
             }),
             Named(keys) => with_table(value, &at, problems, |table, problems| {
                 for (name, value) in table {
+                    if name.get_ref().is_empty() {
+                        problems.error(&at, name.span(), "a name is empty; write one");
+                    }
                     let at = join(&at, name.get_ref());
                     with_table(value, &at, problems, |table, problems| {
                         walk(table, keys, &at, problems);

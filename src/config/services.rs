@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -12,7 +13,7 @@ use super::transports::DEFAULT;
 use super::{HttpServer, HttpService, TcpServer, TcpService};
 use crate::dial::{Address, Host};
 use crate::http::h1::request::is_authority;
-use crate::transport::{HttpTransport, TcpTransport};
+use crate::transport::{Authentication, HttpTransport, TcpTransport, Transport};
 
 impl Reader<'_, '_> {
     pub(super) fn http_services(
@@ -52,6 +53,12 @@ impl Reader<'_, '_> {
                 }
                 let mut server = self.parsed(&key, &raw.url, |url| http_server(url))?;
                 server.weight = weight;
+                if let Some(transport) = &transport
+                    && !server.tls
+                {
+                    let span = raw.url.as_ref().map(|field| field.span.clone());
+                    self.warn_of_plaintext(&key, span, &transport.base);
+                }
                 if let Some(transport) = &transport
                     && transport.base.is_spiffe()
                     && !server.tls
@@ -115,6 +122,12 @@ impl Reader<'_, '_> {
                 }
                 let address = self.parsed(&key, &raw.address, |text| server_address(text))?;
                 if let Some(transport) = &transport
+                    && !tls
+                {
+                    let span = raw.address.as_ref().map(|field| field.span.clone());
+                    self.warn_of_plaintext(&key, span, &transport.base);
+                }
+                if let Some(transport) = &transport
                     && transport.base.is_spiffe()
                     && !tls
                 {
@@ -141,6 +154,23 @@ impl Reader<'_, '_> {
             servers,
             transport: transport?,
         })
+    }
+
+    /// Keys about TLS do nothing for a server that is spoken to without.
+    fn warn_of_plaintext(&mut self, key: &str, span: Option<Range<usize>>, transport: &Transport) {
+        if let Authentication::Names(names) = &transport.authentication
+            && (names.roots.is_some()
+                || names.certificate.is_some()
+                || names.peer_cert_uri.is_some()
+                || names.insecure_skip_verify)
+        {
+            let name = &transport.name;
+            self.problems.warning(
+                key,
+                span,
+                format!("{name} has keys about TLS, and this server gets plaintext"),
+            );
+        }
     }
 
     pub(super) fn balancer<'r, S>(

@@ -64,8 +64,8 @@ impl<'r> RawTls<'r> {
     fn authenticates(&self) -> bool {
         self.spiffe.is_some()
             || self.root_cas.is_some()
-            || self.insecure_skip_verify.is_some()
-            || self.peer_cert_uri.is_some()
+            || is(self.insecure_skip_verify, |it| *it)
+            || is(self.peer_cert_uri, |it| !it.is_empty())
             || !self.certificates.is_empty()
     }
 }
@@ -104,6 +104,7 @@ impl Reader<'_, '_> {
             ("serversTransport", RawTls::of_http(root))
         };
         let authentication = self.authentication(tls_at, &tls);
+        self.warn_of_override(at, root.spiffe.is_some(), &authentication);
         if let Some(false) = self.value(&key("disableHTTP2"), &raw.disable_http2) {
             let span = raw.disable_http2.as_ref().map(|field| field.span.clone());
             self.problems.error(
@@ -201,6 +202,7 @@ impl Reader<'_, '_> {
         };
         let tls_at = format!("{tls_at}.tls");
         let authentication = self.authentication(&tls_at, &tls);
+        self.warn_of_override(at, root.tls.spiffe.is_some(), &authentication);
         let keep_alive = first(&raw.dial_keep_alive, &root.dial_keep_alive);
         let keep_alive = match self.value(&key("dialKeepAlive"), keep_alive) {
             None | Some(Signed::Positive(Duration::ZERO)) => Some(DIAL_KEEP_ALIVE),
@@ -239,6 +241,18 @@ impl Reader<'_, '_> {
                 first(&raw.idle_timeout, &root.idle_timeout),
                 Some(TCP_IDLE_TIMEOUT),
             ),
+        }
+    }
+
+    /// A transport that leaves the root table's `spiffe` says so on purpose, or
+    /// by mistake.
+    fn warn_of_override(&mut self, at: &str, root_has_spiffe: bool, own: &Authentication) {
+        if root_has_spiffe && matches!(own, Authentication::Names(_)) {
+            self.problems.warning(
+                at,
+                None,
+                "its own keys stand in place of the spiffe of the root table: its peers are not known by SPIFFE IDs",
+            );
         }
     }
 
@@ -294,7 +308,12 @@ impl Reader<'_, '_> {
             .unwrap_or(&false);
         let roots = self.root_cas(&key("rootCAs"), raw.root_cas);
         let certificate = self.certificates(&key("certificates"), raw.certificates);
-        let uri = self.value(&key("peerCertURI"), raw.peer_cert_uri).cloned();
+        let uri = self.parsed(&key("peerCertURI"), raw.peer_cert_uri, |uri| {
+            if uri.is_empty() {
+                return Err("it is empty; write a URI, or leave it out".to_owned());
+            }
+            Ok(uri.clone())
+        });
         if let Some(spiffe) = raw.spiffe {
             for (name, is_there) in [
                 ("insecureSkipVerify", insecure),
@@ -334,6 +353,13 @@ impl Reader<'_, '_> {
         let mut ids = BTreeSet::new();
         let listed = self.value(&format!("{at}.ids"), &raw.ids);
         let has_ids = listed.is_some_and(|ids| !ids.is_empty());
+        if listed.is_some_and(Vec::is_empty) {
+            self.problems.error(
+                format!("{at}.ids"),
+                raw.ids.as_ref().map(|field| field.span.clone()),
+                "it is empty, which would admit nobody; name at least one, or leave it out",
+            );
+        }
         for text in listed.into_iter().flatten() {
             match spiffe_id(text) {
                 Ok(id) => {
@@ -351,7 +377,7 @@ impl Reader<'_, '_> {
         let any = *self
             .value(&format!("{at}.allowAny"), &raw.allow_any)
             .unwrap_or(&false);
-        if any && (has_ids || raw.trust_domain.is_some()) {
+        if any && (raw.ids.is_some() || raw.trust_domain.is_some()) {
             self.problems.error(
                 format!("{at}.allowAny"),
                 span.clone(),
@@ -394,8 +420,7 @@ impl Reader<'_, '_> {
                 let pem = file_or_pem(entry)?;
                 let before = roots.len();
                 for certificate in CertificateDer::pem_slice_iter(&pem) {
-                    let certificate =
-                        certificate.map_err(|error| format!("{}: {error}", short(entry)))?;
+                    let certificate = certificate.map_err(|_| not_pem(entry))?;
                     webpki::anchor_from_trusted_cert(&certificate)
                         .map_err(|error| format!("{}: {error}", short(entry)))?;
                     roots.push(certificate);
@@ -431,13 +456,16 @@ impl Reader<'_, '_> {
             match chain {
                 Ok(chain) if !chain.is_empty() => Ok(chain),
                 Ok(_) => Err(format!("{} has no certificate in PEM form", short(entry))),
-                Err(error) => Err(format!("{}: {error}", short(entry))),
+                Err(_) => Err(not_pem(entry)),
             }
         });
         let private = self.parsed(&format!("{key}.keyFile"), &raw.key_file, |entry| {
-            let pem = file_or_pem(entry)?;
+            let pem = file_or_pem(entry).map_err(|_| {
+                "it is neither PEM nor a file that can be read (not shown: it may be a key)"
+                    .to_owned()
+            })?;
             PrivateKeyDer::from_pem_slice(&pem)
-                .map_err(|error| format!("the key file has no private key: {error}"))
+                .map_err(|_| "it holds no private key in PEM form".to_owned())
         });
         for (name, field) in [("certFile", &raw.cert_file), ("keyFile", &raw.key_file)] {
             if field.is_none() {
@@ -502,19 +530,33 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     Ok(domain)
 }
 
+/// Whether a field is there, good, and so.
+fn is<T>(field: &Option<Field<T>>, so: impl FnOnce(&T) -> bool) -> bool {
+    let value = field.as_ref().and_then(|field| field.value.as_ref().ok());
+    value.is_some_and(so)
+}
+
 /// The PEM text itself, or the content of the file that is named.
 fn file_or_pem(entry: &str) -> Result<Vec<u8>, String> {
     if entry.contains("-----BEGIN ") {
         return Ok(entry.as_bytes().to_vec());
     }
-    std::fs::read(entry).map_err(|error| format!("{entry} cannot be read: {error}"))
+    std::fs::read(entry).map_err(|error| format!("{} cannot be read: {error}", short(entry)))
 }
 
-/// A path as it is; PEM text not at all.
+/// The parser's own words would show the text, and with it perhaps a key.
+fn not_pem(entry: &str) -> String {
+    format!("{} is not well-formed PEM", short(entry))
+}
+
+/// A path as it is. Anything that could be key material, not at all.
 fn short(entry: &str) -> &str {
+    let is_path = entry.len() <= 256 && (entry.contains('/') || entry.contains('.'));
     if entry.contains("-----BEGIN ") {
         "the inline PEM"
-    } else {
+    } else if is_path {
         entry
+    } else {
+        "the entry"
     }
 }

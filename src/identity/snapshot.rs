@@ -172,8 +172,8 @@ fn utc(seconds: i64) -> String {
 /// Why a message of the Workload API was not published.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Unusable {
-    /// It holds no identity: ours was taken away (section 5.2.1).
-    NoIdentity,
+    /// It holds no identity for us: ours was taken away (section 5.2.1).
+    NoIdentity(String),
     /// It is broken. The state before it stays.
     Broken(String),
 }
@@ -207,7 +207,9 @@ impl Material {
             candidates.push((wire, svid));
         }
         if candidates.is_empty() {
-            return Err(Unusable::NoIdentity);
+            return Err(Unusable::NoIdentity(
+                "the agent sent a message without any SVID".to_owned(),
+            ));
         }
         let chosen = match hint {
             None => candidates.first(),
@@ -215,7 +217,7 @@ impl Material {
         };
         let Some((wire, svid)) = chosen else {
             let hints: Vec<&str> = candidates.iter().map(|(w, _)| w.hint.as_str()).collect();
-            return Err(broken(format!(
+            return Err(Unusable::NoIdentity(format!(
                 "no SVID has the hint \"{}\" (spiffe.hint); the agent sent {hints:?}",
                 hint.unwrap_or_default()
             )));

@@ -32,6 +32,8 @@ const BACKOFF_HOPELESS: Duration = Duration::from_secs(60);
 /// message: an agent that is up answers at once (section 4.3).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest silence of a stream, whatever the SVID's life.
+const PATIENCE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The largest message. A SVID with a hundred bundles is below a tenth of it.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -181,6 +183,7 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
             ));
         }
     };
+    let mut patience = PATIENCE_MAX;
     while let Some(message) = next {
         let checked = Material::from_response(
             &message,
@@ -191,6 +194,7 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
         drop(message);
         match checked {
             Ok(material) => {
+                patience = patience_for(material.svid.not_after(), unix_now());
                 if !*received {
                     info!("Workload API {}: connected", address(&settings.endpoint));
                 }
@@ -206,11 +210,11 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
                     return trouble("nobody listens any more");
                 }
             }
-            Err(Unusable::NoIdentity) => {
-                return Ended {
-                    kind: Kind::Withdrawn,
-                    why: "the agent sent a message without any SVID".to_owned(),
-                };
+            Err(Unusable::NoIdentity(why)) => {
+                warn!("Workload API {}: {why}", address(&settings.endpoint));
+                if updates.send(Update::Withdrawn(why)).await.is_err() {
+                    return trouble("nobody listens any more");
+                }
             }
             // The stream is sound, and the next message may be good: it stays.
             Err(Unusable::Broken(why)) => {
@@ -221,12 +225,27 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
                 }
             }
         }
-        next = match messages.message().await {
-            Ok(next) => next,
-            Err(status) => return refused(&status),
+        next = match tokio::time::timeout(patience, messages.message()).await {
+            Ok(Ok(next)) => next,
+            Ok(Err(status)) => return refused(&status),
+            Err(_) => {
+                return trouble(format!(
+                    "silent for {patience:?}, and our SVID is running out: the stream may be dead"
+                ));
+            }
         };
     }
     trouble("the agent has closed the stream")
+}
+
+/// How long a stream may be silent: until 80 % of what was left of the SVID's
+/// life is gone. An agent renews at half of it, so a silence that long means
+/// that the stream is dead, whatever the socket says.
+fn patience_for(not_after: i64, now: i64) -> Duration {
+    let left = u64::try_from(not_after.saturating_sub(now)).unwrap_or(0);
+    Duration::from_secs(left)
+        .mul_f64(0.8)
+        .clamp(Duration::from_secs(1), PATIENCE_MAX)
 }
 
 /// What a gRPC status means (Workload Endpoint standard, section 6).

@@ -140,7 +140,7 @@ fn has_uri(leaf: &CertificateDer<'_>, wanted: &str) -> bool {
         .value
         .general_names
         .iter()
-        .any(|name| matches!(name, GeneralName::URI(uri) if uri.eq_ignore_ascii_case(wanted)))
+        .any(|name| matches!(name, GeneralName::URI(uri) if *uri == wanted))
 }
 
 #[derive(Debug)]

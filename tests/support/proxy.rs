@@ -134,10 +134,7 @@ fn run_on_async_io(proxy: Proxy) -> Result<bool, Error> {
             executor.spawn(task).detach();
         }
     });
-    let control = async {
-        proxy.control().await?;
-        std::future::pending().await
-    };
+    let control = async { match proxy.control().await? {} };
     async_io::block_on(executor.run(proxy.worker(runtime).or(control)))
 }
 

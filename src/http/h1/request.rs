@@ -409,7 +409,7 @@ fn absolute(text: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
 
 /// Refuses what URIs do not allow, and what a backend may take for another
 /// path than the one that was routed.
-fn check_path(path: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check_path(path: &[u8]) -> Result<(), Refusal> {
     let mut rest = path;
     while let [first, after @ ..] = rest {
         rest = after;
