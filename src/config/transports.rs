@@ -65,7 +65,7 @@ impl<'r> RawTls<'r> {
         self.spiffe.is_some()
             || self.root_cas.is_some()
             || is(self.insecure_skip_verify, |it| *it)
-            || is(self.peer_cert_uri, |it| !it.is_empty())
+            || self.peer_cert_uri.is_some()
             || !self.certificates.is_empty()
     }
 }

@@ -150,4 +150,20 @@ fn what_is_no_rule_is_explained() {
     );
     let deep = format!("{}Method(`GET`)", "!".repeat(40));
     refused(&deep, http, "it nests deeper than 32");
+    let long = vec!["Method(`GET`)"; 1001].join(" || ");
+    refused(
+        &long,
+        http,
+        "it has more than 1000 matchers; write several routers",
+    );
+    refused(
+        "Path(`/a/../b`)",
+        http,
+        "no request with the path \"/a/../b\" is let in: the target's path has a dot segment",
+    );
+    refused(
+        "Method(`G ET`)",
+        http,
+        "\"G ET\" is not a name that a request could have",
+    );
 }

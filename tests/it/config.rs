@@ -481,3 +481,70 @@ fn no_debug_output_shows_a_key() {
     assert!(!shown.contains(as_list.trim_matches(['[', ']'])), "{shown}");
     assert!(!shown.contains("PRIVATE KEY"));
 }
+
+#[test]
+fn a_key_that_cannot_be_read_is_not_shown() {
+    for key in [
+        "-----BEGIN PRIVATE KEY-----MIIESECRET-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY----- MIIESECRET",
+        "MIIESECRET",
+    ] {
+        for (name, other) in [("keyFile", "certFile"), ("certFile", "keyFile")] {
+            let text = with(&format!(
+                "[http.serversTransports.t]\n[[http.serversTransports.t.certificates]]\n{name} = \"{key}\"\n{other} = \"/nowhere\"\n"
+            ));
+            let error = Config::parse(&text, &Overrides::default()).unwrap_err();
+            let shown = error.to_string();
+            assert!(
+                !shown.contains("SECRET") && !shown.contains("83, 69, 67"),
+                "{shown}"
+            );
+        }
+        let text = with(&format!(
+            "[http.serversTransports.t]\nrootCAs = [\"{key}\"]\n"
+        ));
+        let shown = Config::parse(&text, &Overrides::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            !shown.contains("SECRET") && !shown.contains("83, 69, 67"),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_list_or_a_default_written_out_does_not_widen_trust() {
+    problems(
+        "[http.serversTransports.t.spiffe]\nids = []\n",
+        &[
+            "{1}: http.serversTransports.t.spiffe.ids: it is empty, which would admit nobody; name at least one, or leave it out",
+        ],
+    );
+    problems(
+        "[http.serversTransports.t]\npeerCertURI = \"\"\n",
+        &["{1}: http.serversTransports.t.peerCertURI: it is empty; write a URI, or leave it out"],
+    );
+    let root =
+        "[serversTransport.spiffe]\nids = [\"spiffe://a.org/x\"]\n[http.serversTransports.t]\n";
+    let config = good(&with(&format!("{root}insecureSkipVerify = false\n")));
+    assert!(transport(&config).base.is_spiffe());
+    let config = good(&with(&format!("{root}insecureSkipVerify = true\n")));
+    assert!(!transport(&config).base.is_spiffe());
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        warnings.contains(&"http.serversTransports.t: its own keys stand in place of the spiffe of the root table: its peers are not known by SPIFFE IDs".to_owned()),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn names_are_not_empty_and_addresses_do_not_overlap() {
+    problems(
+        "[http.serversTransports.t]\n[http.serversTransports.\"\"]\n[entryPoints.other]\naddress = \"127.0.0.1:8080\"\n",
+        &[
+            "line 4: entryPoints.web.address: entry point other listens on that already",
+            "{1}: http.serversTransports: a name is empty; write one",
+        ],
+    );
+}

@@ -21,6 +21,9 @@ crate::on_both!(
     withdrawal_is_503_and_recovery_is_automatic,
     an_agent_that_dies_and_comes_back_is_found_again,
     an_unusable_update_keeps_the_one_before,
+    the_hint_picks_an_svid_and_its_loss_is_a_withdrawal,
+    a_silent_stream_is_opened_anew_before_the_svid_runs_out,
+    the_admin_endpoint_answers_while_the_proxy_drains,
     trust_domain_and_own_trust_domain_admit_their_members_only,
     a_federated_peer_needs_its_bundle_and_to_be_named,
     a_pooled_connection_is_not_used_once_its_authority_is_gone,
@@ -185,33 +188,143 @@ fn an_unusable_update_keeps_the_one_before(on: On) {
     let expired = leaf(&world.ca, OWN_ID, |params| {
         params.not_after = rcgen::date_time_ymd(2021, 1, 1);
     });
-    let mut cases = vec![(
-        "expired",
-        Response {
-            svids: vec![svid(&world.ca, OWN_ID, &expired)],
-            ..good.clone()
-        },
-    )];
     let mut wrong_key = good.clone();
     wrong_key.svids[0].x509_svid_key = other.svids[0].x509_svid_key.clone();
-    cases.push(("key", wrong_key));
     let mut wrong_name = good.clone();
     wrong_name.svids[0].spiffe_id = "spiffe://example.org/other".to_owned();
-    cases.push(("name", wrong_name));
     let mut no_bundle = good.clone();
     no_bundle.svids[0].bundle.clear();
-    cases.push(("bundle", no_bundle));
     let mut garbage = good.clone();
     garbage.svids[0].x509_svid = b"garbage".to_vec();
-    cases.push(("garbage", garbage));
-    for (name, case) in cases {
+    let expired = Response {
+        svids: vec![svid(&world.ca, OWN_ID, &expired)],
+        ..good.clone()
+    };
+    for (case, why) in [
+        (expired, "expired at "),
+        (wrong_key, "the private key does not fit"),
+        (
+            wrong_name,
+            "the message says \"spiffe://example.org/other\"",
+        ),
+        (no_bundle, "the mandatory field bundle is empty"),
+        (garbage, "SVID 1: "),
+    ] {
         world.agent.answer(Answer::Send(case));
-        eventually(name, || {
-            // Told nowhere but in the log: what counts is that it serves.
-            proxy.get("web", "/").starts_with(OK).then_some(())
+        eventually(why, || {
+            proxy.identity.problem().filter(|problem| {
+                problem.starts_with("an update was not usable, so the one before it stays: ")
+                    && problem.contains(why)
+            })
         });
-        assert!(proxy.admin("/readyz").starts_with(OK), "{name}");
+        assert!(proxy.get("web", "/").starts_with(OK), "{why}");
+        assert!(proxy.admin("/readyz").starts_with(OK), "{why}");
     }
+    // The stream has stayed open all the while.
+    assert_eq!(world.agent.calls(), 1);
+}
+
+fn the_hint_picks_an_svid_and_its_loss_is_a_withdrawal(on: On) {
+    let hinted = |world: &World, hints: &[&str]| Response {
+        svids: hints
+            .iter()
+            .enumerate()
+            .map(|(index, hint)| {
+                let id = format!("spiffe://example.org/own-{index}");
+                let own = leaf(&world.ca, &id, |_| {});
+                crate::support::agent::Svid {
+                    hint: (*hint).to_owned(),
+                    ..svid(&world.ca, &id, &own)
+                }
+            })
+            .collect(),
+        ..Response::default()
+    };
+    let world = World::new();
+    world
+        .agent
+        .answer(Answer::Send(hinted(&world, &["a", "b", "b"])));
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace("[spiffe]\n", "[spiffe]\nhint = \"b\"\n");
+    let proxy = Running::start(on, &text);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    let own = proxy.identity.current().unwrap().svid().id().to_string();
+    // Of two with one hint the first wins.
+    assert_eq!(own, "spiffe://example.org/own-1");
+    world
+        .agent
+        .answer(Answer::Send(hinted(&world, &["a", "c"])));
+    eventually("withdrawn", || {
+        proxy
+            .get("web", "/")
+            .starts_with("HTTP/1.1 503 ")
+            .then_some(())
+    });
+    let why = proxy.admin("/readyz");
+    assert!(
+        why.contains("no SVID has the hint \"b\" (spiffe.hint)"),
+        "{why}"
+    );
+}
+
+fn a_silent_stream_is_opened_anew_before_the_svid_runs_out(on: On) {
+    let world = World::answering(|ca| {
+        let own = leaf(ca, OWN_ID, |params| {
+            params.not_after = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(3);
+        });
+        Answer::Send(Response {
+            svids: vec![svid(ca, OWN_ID, &own)],
+            ..Response::default()
+        })
+    });
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    assert_eq!(world.agent.calls(), 1);
+    eventually("asked anew", || (world.agent.calls() > 1).then_some(()));
+    // It gives what it gave; once that is over, it is not presented.
+    let answer = eventually("expired", || {
+        let answer = proxy.get("web", "/");
+        (!answer.starts_with(OK)).then_some(answer)
+    });
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(proxy.admin("/readyz").contains("not ready: "));
+    world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+    eventually("back", || {
+        proxy.get("web", "/").starts_with(OK).then_some(())
+    });
+}
+
+fn the_admin_endpoint_answers_while_the_proxy_drains(on: On) {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", move |wire| {
+        if crate::support::backend::read_head(wire).is_some() {
+            released.lock().unwrap().recv().unwrap();
+            wire.cut();
+        }
+    });
+    let proxy = world.http(on, &backend, IDS);
+    let mut client = proxy.connect("web");
+    std::io::Write::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    eventually("it is in flight", || {
+        (backend.accepted() == 1).then_some(())
+    });
+    proxy.stop();
+    let answer = eventually("it says so", || {
+        Some(proxy.admin("/readyz")).filter(|answer| !answer.starts_with(OK))
+    });
+    assert!(
+        answer.ends_with("\r\n\r\nnot ready: stopping\n"),
+        "{answer}"
+    );
+    assert!(proxy.admin("/livez").starts_with(OK));
+    drop(backend);
+    release.send(()).unwrap();
+    drop(client);
+    assert!(proxy.end().unwrap());
 }
 
 fn trust_domain_and_own_trust_domain_admit_their_members_only(on: On) {

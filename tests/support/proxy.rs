@@ -25,6 +25,7 @@ pub enum On {
 pub struct Running {
     pub addresses: Vec<(String, SocketAddr)>,
     pub admin: Option<SocketAddr>,
+    pub identity: svidgate::identity::Identity,
     stopper: Stopper,
     thread: Option<JoinHandle<Result<bool, Error>>>,
 }
@@ -52,6 +53,7 @@ impl Running {
             .map(|name| (name.clone(), proxy.address(&name).unwrap()))
             .collect();
         let (admin, stopper) = (proxy.admin_address(), proxy.stopper());
+        let identity = proxy.identity().clone();
         let thread = std::thread::spawn(move || match on {
             On::Epoll => proxy.run(std::future::pending::<Urgency>()),
             On::AsyncIo => run_on_async_io(proxy),
@@ -59,6 +61,7 @@ impl Running {
         Self {
             addresses,
             admin,
+            identity,
             stopper,
             thread: Some(thread),
         }
