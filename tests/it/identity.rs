@@ -24,6 +24,8 @@ crate::on_both!(
     the_hint_picks_an_svid_and_its_loss_is_a_withdrawal,
     a_silent_stream_is_opened_anew_before_the_svid_runs_out,
     the_admin_endpoint_answers_while_the_proxy_drains,
+    an_agent_on_tcp_is_as_good,
+    the_admin_endpoint_can_be_a_unix_socket,
     trust_domain_and_own_trust_domain_admit_their_members_only,
     a_federated_peer_needs_its_bundle_and_to_be_named,
     a_pooled_connection_is_not_used_once_its_authority_is_gone,
@@ -408,4 +410,53 @@ fn a_pooled_connection_is_not_used_once_its_authority_is_gone(on: On) {
             .starts_with("HTTP/1.1 502 ")
             .then_some(())
     });
+}
+
+fn an_agent_on_tcp_is_as_good(on: On) {
+    let world = World::answering(|_| Answer::Hang);
+    let agent = crate::support::agent::Agent::start_tcp(Answer::Send(issued(&world.ca, OWN_ID)));
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace(&world.agent.endpoint(), &agent.endpoint());
+    let proxy = Running::start(on, &text);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    assert_eq!((agent.calls(), world.agent.calls()), (1, 0));
+}
+
+fn the_admin_endpoint_can_be_a_unix_socket(on: On) {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    let scratch = crate::support::scratch::Scratch::new();
+    let path = scratch.path().join("admin.sock");
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replacen("127.0.0.1:0", &format!("unix:{}", path.display()), 1);
+    // One that a process left behind when it was killed is replaced.
+    drop(UnixListener::bind(&path).unwrap());
+    let proxy = Running::start(on, &text);
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with(OK) && answer.ends_with("\r\n\r\nready\n"),
+        "{answer}"
+    );
+    assert!(proxy.end().unwrap());
+    assert!(!path.exists());
+    // Any other file is left alone.
+    std::fs::write(&path, "precious").unwrap();
+    let config = svidgate::Config::parse(&text, &svidgate::Overrides::default()).unwrap();
+    let error = svidgate::Proxy::bind(config, 1).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("there is a file that is not a socket"),
+        "{error}"
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }

@@ -4,12 +4,17 @@
 //! is seen.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::Status;
+use tonic::transport::server::Connected;
 
 /// `X509SVIDRequest`
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -54,10 +59,16 @@ pub enum Answer {
     End,
 }
 
+#[derive(Clone, Debug)]
+enum Socket {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
 /// The agent, on a thread of its own.
 #[derive(Debug)]
 pub struct Agent {
-    socket: PathBuf,
+    socket: Socket,
     answers: watch::Sender<Answer>,
     calls: Arc<AtomicUsize>,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
@@ -66,9 +77,18 @@ pub struct Agent {
 impl Agent {
     /// Listens on a Unix socket.
     pub fn start(socket: &Path, first: Answer) -> Self {
+        Self::start_on(Socket::Unix(socket.to_owned()), first)
+    }
+
+    /// Listens on a port of loopback.
+    pub fn start_tcp(first: Answer) -> Self {
+        Self::start_on(Socket::Tcp(([127, 0, 0, 1], 0).into()), first)
+    }
+
+    fn start_on(socket: Socket, first: Answer) -> Self {
         let (answers, _) = watch::channel(first);
         let mut agent = Self {
-            socket: socket.to_owned(),
+            socket,
             answers,
             calls: Arc::default(),
             running: None,
@@ -78,7 +98,10 @@ impl Agent {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("unix://{}", self.socket.display())
+        match &self.socket {
+            Socket::Unix(path) => format!("unix://{}", path.display()),
+            Socket::Tcp(address) => format!("tcp://{address}"),
+        }
     }
 
     /// Streams opened so far.
@@ -112,10 +135,21 @@ impl Agent {
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                drop(std::fs::remove_file(&socket));
-                let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-                up.send(()).unwrap();
-                let served = serve(listener, answers, calls);
+                let served = async {
+                    match socket {
+                        Socket::Unix(path) => {
+                            drop(std::fs::remove_file(&path));
+                            let listener = tokio::net::UnixListener::bind(&path).unwrap();
+                            up.send(None).unwrap();
+                            serve(UnixListenerStream::new(listener), answers, calls).await;
+                        }
+                        Socket::Tcp(address) => {
+                            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+                            up.send(listener.local_addr().ok()).unwrap();
+                            serve(TcpListenerStream::new(listener), answers, calls).await;
+                        }
+                    }
+                };
                 futures_lite::future::or(served, async {
                     // Dropped, never sent.
                     drop(stopped.await);
@@ -123,7 +157,9 @@ impl Agent {
                 .await;
             });
         });
-        is_up.recv().unwrap();
+        if let Some(address) = is_up.recv().unwrap() {
+            self.socket = Socket::Tcp(address);
+        }
         self.running = Some((stop, thread));
     }
 }
@@ -134,11 +170,13 @@ impl Drop for Agent {
     }
 }
 
-async fn serve(
-    listener: tokio::net::UnixListener,
+async fn serve<C>(
+    incoming: impl Stream<Item = std::io::Result<C>>,
     answers: watch::Receiver<Answer>,
     calls: Arc<AtomicUsize>,
-) {
+) where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let service = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
         assert_eq!(request.uri().path(), "/SpiffeWorkloadAPI/FetchX509SVID");
         calls.fetch_add(1, Ordering::SeqCst);
@@ -161,17 +199,14 @@ async fn serve(
         }
     });
     tonic::transport::Server::builder()
-        .serve_with_incoming(
-            service,
-            tokio_stream::wrappers::UnixListenerStream::new(listener),
-        )
+        .serve_with_incoming(service, incoming)
         .await
         .unwrap();
 }
 
 fn stream(
     mut answers: watch::Receiver<Answer>,
-) -> impl tokio_stream::Stream<Item = Result<Response, Status>> + Send + 'static {
+) -> impl Stream<Item = Result<Response, Status>> + Send + 'static {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         answers.mark_changed();
