@@ -1,6 +1,7 @@
 //! Snapshot and transport to rustls configurations. The only place that names
 //! rustls's configuration types.
 
+pub(crate) mod key_usage;
 pub mod names;
 pub mod verifier;
 

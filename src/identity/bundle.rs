@@ -4,6 +4,8 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use crate::tls::key_usage;
+
 /// The X.509 authorities of one trust domain.
 ///
 /// An authority that can sign nothing (no CA, no `keyCertSign`) is left out.
@@ -79,10 +81,9 @@ impl Authority {
         if !constraints.value.ca {
             return Err(format!("authority \"{name}\" is not a CA"));
         }
-        let usage = certificate
-            .key_usage()
-            .map_err(|error| format!("authority \"{name}\": keyUsage: {error}"))?;
-        if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        let usage = key_usage::of(&certificate)
+            .map_err(|error| format!("authority \"{name}\": {error}"))?;
+        if usage.is_some_and(|usage| !usage.key_cert_sign) {
             return Err(format!("authority \"{name}\" may not sign certificates"));
         }
         let der = CertificateDer::from(der);

@@ -26,6 +26,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use super::key_usage;
 use crate::identity::Snapshot;
 use crate::transport::Allowlist;
 
@@ -286,10 +287,9 @@ fn path_error(error: &webpki::Error) -> PathError {
 fn issuer_rules(der: &[u8]) -> Result<(), PathError> {
     let (_, issuer) =
         X509Certificate::from_der(der).map_err(|_| PathError::Other("an issuer is malformed"))?;
-    let usage = issuer
-        .key_usage()
+    let usage = key_usage::of(&issuer)
         .map_err(|_| PathError::Other("an issuer's keyUsage is malformed"))?;
-    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+    if usage.is_some_and(|usage| !usage.key_cert_sign) {
         return Err(PathError::IssuerMayNotSign);
     }
     let names = issuer
@@ -367,16 +367,14 @@ fn claimed_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
         Ok(Some(_)) => {}
     }
     // 4.3
-    let usage = leaf
-        .key_usage()
-        .map_err(|error| malformed(&format!("keyUsage: {error}")))?;
+    let usage = key_usage::of(&leaf).map_err(|error| malformed(&error))?;
     let Some(usage) = usage else {
         return Err(not_an_svid("it has no keyUsage".to_owned()));
     };
-    if usage.value.key_cert_sign() || usage.value.crl_sign() {
+    if usage.key_cert_sign || usage.crl_sign {
         return Err(not_an_svid("it may sign certificates or CRLs".to_owned()));
     }
-    if !usage.value.digital_signature() {
+    if !usage.digital_signature {
         return Err(not_an_svid("it may not make digital signatures".to_owned()));
     }
     let broken = leaf.extensions().iter().any(|extension| {

@@ -25,6 +25,8 @@ crate::on_both!(
     a_silent_stream_is_opened_anew_before_the_svid_runs_out,
     the_admin_endpoint_answers_while_the_proxy_drains,
     an_agent_on_tcp_is_as_good,
+    an_agent_that_talks_nonsense_is_reported,
+    a_backend_that_never_finishes_its_handshake_is_504,
     the_admin_endpoint_can_be_a_unix_socket,
     trust_domain_and_own_trust_domain_admit_their_members_only,
     a_federated_peer_needs_its_bundle_and_to_be_named,
@@ -459,4 +461,45 @@ fn the_admin_endpoint_can_be_a_unix_socket(on: On) {
         "{error}"
     );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+fn an_agent_that_talks_nonsense_is_reported(on: On) {
+    use std::io::Write;
+
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let scratch = crate::support::scratch::Scratch::new();
+    let path = scratch.path().join("agent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Bytes of no protocol, then an end.
+            drop(stream.unwrap().write_all(&[0xff; 4096]));
+        }
+    });
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace(
+        &world.agent.endpoint(),
+        &format!("unix://{}", path.display()),
+    );
+    let proxy = Running::start_not_ready(on, &text);
+    eventually("it is told", || proxy.identity.problem());
+    assert!(proxy.admin("/readyz").starts_with("HTTP/1.1 503 "));
+    refused(&proxy, "web");
+    assert!(proxy.end().unwrap());
+}
+
+fn a_backend_that_never_finishes_its_handshake_is_504(on: On) {
+    let world = World::new();
+    // Takes the connection, and never says a word of TLS.
+    let backend = crate::support::backend::Backend::plain(|wire| {
+        drop(std::io::Read::read_to_end(wire, &mut Vec::new()));
+    });
+    let proxy = world.http(on, &backend, IDS);
+    let answer = proxy.get("web", "/");
+    assert!(
+        answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("error=connection_timeout\r\n"), "{answer}");
 }

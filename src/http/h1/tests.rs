@@ -317,3 +317,68 @@ fn a_written_line_has_no_line_end_inside() {
         "HTTP/1.1 200 O  K\r\nX-A: a  Injected: b c\r\nX-N: 7\r\n\r\n"
     );
 }
+
+/// Any bytes at all: a verdict, never a panic, never more than there was.
+#[test]
+fn mutated_messages_get_a_verdict() {
+    let valid: [&[u8]; 4] = [
+        b"POST /a/b?c=d HTTP/1.1\r\nHost: a.test:81\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n5;a=\"b\"\r\nhello\r\n0\r\nT: x\r\n\r\n",
+        b"GET http://[::1]:80/ HTTP/1.0\r\nHost: b\r\nConnection: close, upgrade\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: \xff\xfe\r\n\r\nhello",
+        b"HTTP/1.0 304\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut head = Head::default();
+    let limits = Limits::default();
+    let (mut taken, mut refused) = (0, 0);
+    for round in 0..40_000 {
+        let mut bytes = valid[round % valid.len()].to_vec();
+        for _ in 0..random.usize(0..6) {
+            let at = random.usize(0..bytes.len());
+            match random.u8(0..4) {
+                0 => bytes[at] = random.u8(..),
+                1 => bytes.truncate(at + 1),
+                2 => bytes.insert(at, *random.choice(b"\r\n\0 :;,%/.\x80").unwrap()),
+                _ => {
+                    let from = random.usize(0..bytes.len());
+                    let piece = bytes[from..].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+            }
+        }
+        let framing = if round % 4 < 2 {
+            match request::parse(&bytes, &mut Scanner::default(), &limits, &mut head) {
+                Ok(Parsed::Done(request, len)) => Some((request.framing, len)),
+                Ok(Parsed::Partial) => None,
+                Err(refusal) => {
+                    assert!((400..=505).contains(&refusal.status));
+                    refused += 1;
+                    None
+                }
+            }
+        } else {
+            let to = request::Method::Safe;
+            match super::response::parse(&bytes, &mut Scanner::default(), &limits, &mut head, to) {
+                Ok(Some((response, len))) => Some((response.framing, len)),
+                Ok(None) => None,
+                Err(_) => {
+                    refused += 1;
+                    None
+                }
+            }
+        };
+        let Some((framing, len)) = framing else {
+            continue;
+        };
+        taken += 1;
+        let mut decoder = Decoder::new(framing);
+        let mut rest = &bytes[len..];
+        while let Ok(progress) = decoder.advance(rest) {
+            rest = &rest[progress.framing + progress.data..];
+            if progress.done || progress.framing + progress.data == 0 {
+                break;
+            }
+        }
+    }
+    assert!(taken > 1_000 && refused > 1_000, "{taken} {refused}");
+}
