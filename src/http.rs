@@ -284,13 +284,8 @@ impl<R: Runtime> Connection<'_, R> {
     async fn answer(&mut self, request: &Request) -> Option<End> {
         let http = self.http;
         let is_head = request.kind == Method::Head;
-        let refusal = self.check(request);
-        if let Err((reply, why)) = refusal {
+        if let Err((reply, why)) = self.check(request) {
             info!("{}: {}: {}: {why}", http.name, self.client.ip, reply.status);
-            // Only a request whose end is known leaves the next one in place.
-            if request.framing == Framing::Empty && request.keeps_alive() && reply.status == 404 {
-                return self.reply_and_go_on(reply, is_head).await;
-            }
             return Some(self.reply(reply, is_head).await);
         }
         let Some(index) = self.route(request) else {
@@ -299,10 +294,7 @@ impl<R: Runtime> Connection<'_, R> {
                 status: 404,
                 error: "destination_not_found",
             };
-            if request.framing == Framing::Empty && request.keeps_alive() {
-                return self.reply_and_go_on(reply, is_head).await;
-            }
-            return Some(self.reply(reply, is_head).await);
+            return self.fail(reply, request, is_head).await;
         };
         let service = http.services.get(index).map(Rc::clone)?;
         self.forward(request, &service).await
@@ -510,8 +502,8 @@ impl<R: Runtime> Connection<'_, R> {
         }
     }
 
-    /// Answers for an upstream that did not. The next request is where it
-    /// should be only if this one had no body.
+    /// Answers where no upstream did. The next request is where it should be
+    /// only if this one had no body.
     async fn fail(&mut self, reply: Reply, request: &Request, is_head: bool) -> Option<End> {
         if request.framing == Framing::Empty && request.keeps_alive() {
             return self.reply_and_go_on(reply, is_head).await;
