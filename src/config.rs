@@ -245,14 +245,13 @@ impl Config {
                 return problems.finish::<Self>(None).map(|(config, _)| config);
             }
         };
-        let misplaced = problems.has_errors();
         schema::walk(table.get_ref(), schema::ROOT, "", &mut problems);
         let file = match toml::from_str::<raw::File>(text) {
             Ok(file) => file,
             Err(error) => {
                 // A table where a value belongs, or the other way round: the
                 // walk has told. If it has not, this is all there is to say.
-                if !problems.has_errors() || misplaced {
+                if !problems.has_errors() {
                     problems.error("", error.span(), error.message());
                 }
                 return problems.finish::<Self>(None).map(|(config, _)| config);

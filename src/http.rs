@@ -340,8 +340,12 @@ impl<R: Runtime> Connection<'_, R> {
             status: 503,
             error: "destination_unavailable",
         };
+        let mut again = None;
         loop {
-            let next = service.balancer.borrow_mut().next(&tried);
+            let may_reuse = again.is_none();
+            let next = again
+                .take()
+                .or_else(|| service.balancer.borrow_mut().next(&tried));
             let Some(index) = next else {
                 return self.fail(last, request, is_head).await;
             };
@@ -350,7 +354,7 @@ impl<R: Runtime> Connection<'_, R> {
             else {
                 return self.fail(last, request, is_head).await;
             };
-            let mut upstream = match self.upstream(*slot, true).await {
+            let mut upstream = match self.upstream(*slot, may_reuse).await {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     last = self.dial_failed(service, server, &error);
@@ -358,7 +362,7 @@ impl<R: Runtime> Connection<'_, R> {
                     continue;
                 }
             };
-            let mut outcome = self.exchange(request, service, server, &mut upstream).await;
+            let outcome = self.exchange(request, service, server, &mut upstream).await;
             // A connection that had been idle may have been closed while the
             // request was on its way. What is idempotent and has no body can
             // be sent once more, on a new one (RFC 9110, section 9.2.2).
@@ -367,15 +371,8 @@ impl<R: Runtime> Connection<'_, R> {
                 && request.kind.is_idempotent()
                 && matches!(request.framing, Framing::Empty | Framing::Length(0))
             {
-                upstream = match self.upstream(*slot, false).await {
-                    Ok(upstream) => upstream,
-                    Err(error) => {
-                        last = self.dial_failed(service, server, &error);
-                        tried.push(index);
-                        continue;
-                    }
-                };
-                outcome = self.exchange(request, service, server, &mut upstream).await;
+                again = Some(index);
+                continue;
             }
             return self
                 .conclude(outcome, request, service, server, *slot, upstream)

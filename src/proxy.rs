@@ -257,17 +257,18 @@ impl Proxy {
         let (sender, updates) = async_channel::bounded(4);
         // While the thread lives it holds the sender: its end is seen as the
         // channel's. Without a thread, this end holds it.
-        let mut no_thread = Some(sender);
-        if let Some(endpoint) = &self.config.spiffe.endpoint
-            && let Some(sender) = no_thread.take()
-        {
-            let settings = workload_api::Settings {
-                endpoint: endpoint.clone(),
-                hint: self.config.spiffe.hint.clone(),
-                provider: tls::provider(),
-            };
-            workload_api::spawn(settings, sender)?;
-        }
+        let _without_thread = match &self.config.spiffe.endpoint {
+            None => Some(sender),
+            Some(endpoint) => {
+                let settings = workload_api::Settings {
+                    endpoint: endpoint.clone(),
+                    hint: self.config.spiffe.hint.clone(),
+                    provider: tls::provider(),
+                };
+                workload_api::spawn(settings, sender)?;
+                None
+            }
+        };
         let admin = async {
             match &self.admin {
                 Some(admin) => admin.serve(&executor, &self.state).await,

@@ -588,14 +588,8 @@ impl Timer for Deadline {
         }
         // Armed for an earlier time that is still to come: it will wake us,
         // and we look again.
-        let early_enough = self
-            .armed
-            .is_some_and(|armed| now < armed && armed <= deadline);
-        let at = if early_enough {
-            self.armed.unwrap_or(deadline)
-        } else {
-            deadline
-        };
+        let early_enough = self.armed.filter(|at| now < *at && *at <= deadline);
+        let at = early_enough.unwrap_or(deadline);
         self.armed = Some(at);
         self.reactor
             .clock

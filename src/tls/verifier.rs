@@ -20,7 +20,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
 };
-use spiffe::{SpiffeId, TrustDomain};
+use spiffe::SpiffeId;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -474,12 +474,6 @@ impl SvidVerifier {
                 Err(alert)
             }
         }
-    }
-
-    /// The trust domain of our own SVID.
-    #[must_use]
-    pub fn own_trust_domain(&self) -> &TrustDomain {
-        self.snapshot.svid().id().trust_domain()
     }
 }
 
