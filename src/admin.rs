@@ -1,5 +1,8 @@
-//! `/livez` and `/readyz`: whether the process runs, and whether it serves.
-//! Reads state, changes none. It is up from the first moment of the start.
+//! The admin endpoint: whether the process runs, whether it serves, what it
+//! has counted, what it is. Reads state, changes none. It is up from the first
+//! moment of the start.
+
+mod report;
 
 use std::fs;
 use std::io;
@@ -21,7 +24,7 @@ use crate::http::h1::head::{Head, Limits, Scanner};
 use crate::http::h1::request::{self, Method, Parsed};
 use crate::http::h1::write::HeadWriter;
 use crate::http::reply::{Reply, date, reason};
-use crate::proxy::State;
+use crate::state::State;
 
 /// Requests in work at once; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -162,17 +165,26 @@ fn write_answer(out: &mut Vec<u8>, path: &[u8], method: Method, state: &State) {
     if !matches!(method, Method::Safe | Method::Head) {
         return Reply::request_error(405).write(out, false, true);
     }
-    let (status, body) = match path {
-        b"/livez" => (200, "ok\n".to_owned()),
+    const PLAIN: &str = "text/plain; charset=utf-8";
+    let (status, kind, body) = match path {
+        b"/livez" => (200, PLAIN, "ok\n".to_owned()),
         b"/readyz" => match state.not_ready() {
-            None => (200, "ready\n".to_owned()),
-            Some(why) => (503, format!("not ready: {why}\n")),
+            None => (200, PLAIN, "ready\n".to_owned()),
+            Some(why) => (503, PLAIN, format!("not ready: {why}\n")),
         },
-        _ => (404, "there are /livez and /readyz\n".to_owned()),
+        b"/metrics" => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            (200, kind, report::metrics(state))
+        }
+        b"/status" => (200, "application/json", report::status(state)),
+        _ => {
+            let paths = "there are /livez, /readyz, /metrics and /status\n";
+            (404, PLAIN, paths.to_owned())
+        }
     };
     let mut writer = HeadWriter::response(out, status, reason(status).as_bytes());
     writer.field("Date", date().as_bytes());
-    writer.field("Content-Type", b"text/plain; charset=utf-8");
+    writer.field("Content-Type", kind.as_bytes());
     writer.field("Cache-Control", b"no-store");
     writer.number("Content-Length", u64::try_from(body.len()).unwrap_or(0));
     writer.field("Connection", b"close");

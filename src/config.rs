@@ -12,8 +12,10 @@ mod raw;
 mod reader;
 mod schema;
 mod services;
+pub mod source;
 mod transports;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +29,7 @@ use crate::dial::Address;
 use crate::http::h1::head;
 use crate::net::IpRange;
 use crate::rule::Rule;
-use crate::transport::{HttpTransport, TcpTransport};
+use crate::transport::{HttpTransport, TcpTransport, Transport};
 use problem::Problems;
 pub use problem::{ConfigError, Problem};
 use reader::Reader;
@@ -41,8 +43,14 @@ pub struct Config {
     pub admin: Option<AdminAddress>,
     /// The least severe level that is logged; `RUST_LOG` wins.
     pub log_level: LevelFilter,
+    /// Whether a change of the file is to be followed.
+    pub watch: bool,
     /// What to listen on, and what to do there.
     pub entry_points: Vec<EntryPoint>,
+    /// Every transport of the file, used or not.
+    pub transports: Vec<Arc<Transport>>,
+    /// The certificate and key files that were read.
+    pub files: BTreeSet<PathBuf>,
     /// What is odd but not wrong.
     pub warnings: Vec<Problem>,
 }
@@ -58,6 +66,10 @@ pub struct Spiffe {
     pub wait_for_svid: bool,
     /// Picks among several SVIDs. `None`: the first.
     pub hint: Option<String>,
+    /// How long open exchanges and tunnels outlive the trust in their peer.
+    pub trust_loss_grace: Duration,
+    /// Whether tunnels end with the certificates of their handshake.
+    pub close_on_expiry: bool,
 }
 
 /// Where the admin endpoint listens.
@@ -78,7 +90,9 @@ pub struct EntryPoint {
     pub address: SocketAddr,
     /// Open connections at once; more wait in the kernel's queue.
     pub connections_max: usize,
-    /// How long open exchanges may take once the proxy is told to end.
+    /// How long it goes on accepting once the proxy is told to end.
+    pub accept_grace: Duration,
+    /// After that, how long open exchanges may take.
     pub grace: Duration,
     /// What is done with a connection.
     pub serves: Serves,
@@ -210,18 +224,21 @@ impl Config {
     /// # Errors
     /// Every problem, or the one that it cannot be read.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Self::parse_from(&Self::read(path)?, overrides, Some(path))
+    }
+
+    fn read(path: &Path) -> Result<String, ConfigError> {
         let whole = |what: String| ConfigError {
             problems: vec![Problem {
                 key: String::new(),
                 line: None,
                 what,
             }],
+            files: BTreeSet::new(),
         };
         let bytes = std::fs::read(path)
             .map_err(|error| whole(format!("{} cannot be read: {error}", path.display())))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| whole(format!("{} is not UTF-8", path.display())))?;
-        Self::parse_from(&text, overrides, Some(path))
+        String::from_utf8(bytes).map_err(|_| whole(format!("{} is not UTF-8", path.display())))
     }
 
     /// Checks the text of a file.
@@ -261,9 +278,13 @@ impl Config {
             problems: &mut problems,
             overrides,
             path,
+            files: BTreeSet::new(),
         }
         .config(&file);
-        let (mut config, warnings) = problems.finish(Some(config))?;
+        let files = config.files.clone();
+        let (mut config, warnings) = problems
+            .finish(Some(config))
+            .map_err(|error| ConfigError { files, ..error })?;
         config.warnings = warnings;
         Ok(config)
     }

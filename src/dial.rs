@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,11 +20,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use crate::identity::Identity;
+use crate::metrics::{HANDSHAKES, Recorder};
 use crate::runtime::{Runtime, Stream, within};
-use crate::tls::verifier::{PeerError, Role, SvidVerifier, VerifiedPeer};
+use crate::tls::verifier::PeerError;
 use crate::tls::{self, unix_now};
 use crate::transport::Transport;
+pub use crate::trust::{Admission, Loss};
+use crate::trust::{Grounds, Trust};
 
 /// A server's host and port, as the file has them.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -71,6 +74,8 @@ pub enum DialError {
     HandshakeTimeout(Duration),
     /// The peer is not one that we trust or want.
     Peer(PeerError),
+    /// It was, when the handshake began, and is no longer.
+    Lost(Loss),
     /// The handshake failed in another way.
     Handshake(io::Error),
 }
@@ -88,6 +93,7 @@ impl fmt::Display for DialError {
                 write!(f, "the TLS handshake was not done after {limit:?}")
             }
             Self::Peer(error) => write!(f, "the peer is refused: {error}"),
+            Self::Lost(loss) => write!(f, "trust was lost during the handshake: {loss}"),
             Self::Handshake(error) => write!(f, "the TLS handshake failed: {error}"),
         }
     }
@@ -114,7 +120,29 @@ impl DialError {
             },
             Self::DialTimeout(_) | Self::HandshakeTimeout(_) => (504, "connection_timeout"),
             Self::Peer(_) => (502, "tls_certificate_error"),
+            Self::Lost(loss) => loss.status(),
             Self::Handshake(error) => (502, tls_error_type(error)),
+        }
+    }
+
+    /// One word for a counter.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoIdentity(_) => "no_identity",
+            Self::IdentityExpired => "identity_expired",
+            Self::Config(_) => "configuration",
+            Self::Resolve(_) => "resolve",
+            Self::Connect(_) => "connect",
+            Self::DialTimeout(_) => "connect_timeout",
+            Self::HandshakeTimeout(_) => "handshake_timeout",
+            Self::Peer(error) => match error {
+                PeerError::Malformed(_) | PeerError::NotAnSvid(_) => "peer_malformed",
+                PeerError::NoBundle { .. } => "peer_without_bundle",
+                PeerError::Untrusted { .. } => "peer_untrusted",
+                PeerError::NotAllowed { .. } => "peer_not_allowed",
+            },
+            Self::Lost(_) => "trust_lost",
+            Self::Handshake(error) => tls_error_type(error),
         }
     }
 }
@@ -198,44 +226,37 @@ pub struct Upstream<S> {
     pub admission: Option<Admission>,
 }
 
-/// The grounds on which a SPIFFE peer was admitted, kept to be able to ask
-/// again when trust has changed.
-#[derive(Debug)]
-pub struct Admission {
-    peer: VerifiedPeer,
-    chain: Vec<CertificateDer<'static>>,
-    verifier: Arc<SvidVerifier>,
-    /// When the handshake was.
-    at: UnixTime,
-    /// The earlier end of the two leaves' lives, Unix seconds.
-    not_after: i64,
-    generation: u64,
-}
-
-impl Admission {
-    /// Who the peer is.
-    #[must_use]
-    pub fn peer(&self) -> &VerifiedPeer {
-        &self.peer
-    }
-}
-
 /// Makes connections for the forwarders of one worker.
 #[derive(Debug)]
 pub struct Dialer<R> {
     runtime: R,
-    identity: Identity,
-    /// By transport name; each is of one generation.
-    clients: RefCell<HashMap<String, (u64, tls::Client)>>,
+    trust: Trust,
+    recorder: Rc<Recorder>,
+    /// By transport name; each is of one policy and one generation.
+    clients: RefCell<HashMap<String, Prepared>>,
+}
+
+/// A TLS configuration, and what it was made of.
+#[derive(Debug)]
+struct Prepared {
+    transport: Arc<Transport>,
+    generation: u64,
+    client: tls::Client,
 }
 
 impl<R: Runtime> Dialer<R> {
-    pub(crate) fn new(runtime: R, identity: Identity) -> Self {
+    pub(crate) fn new(runtime: R, trust: Trust, recorder: Rc<Recorder>) -> Self {
         Self {
             runtime,
-            identity,
+            trust,
+            recorder,
             clients: RefCell::default(),
         }
+    }
+
+    /// Forgets what was made for transports that may be gone.
+    pub(crate) fn forget(&self) {
+        self.clients.borrow_mut().clear();
     }
 
     pub(crate) fn runtime(&self) -> &R {
@@ -249,7 +270,23 @@ impl<R: Runtime> Dialer<R> {
     /// those of the handshake.
     pub async fn dial(
         &self,
-        transport: &Transport,
+        transport: &Arc<Transport>,
+        address: &Address,
+        tls: bool,
+    ) -> Result<Upstream<R::Stream>, DialError> {
+        let dialed = self.try_dial(transport, address, tls).await;
+        let outcome = match &dialed {
+            Ok(_) => "ok",
+            Err(error) => error.reason(),
+        };
+        let labels = [transport.name.as_str(), outcome];
+        self.recorder.counter(&HANDSHAKES, &labels).add(1);
+        dialed
+    }
+
+    async fn try_dial(
+        &self,
+        transport: &Arc<Transport>,
         address: &Address,
         tls: bool,
     ) -> Result<Upstream<R::Stream>, DialError> {
@@ -334,15 +371,16 @@ impl<R: Runtime> Dialer<R> {
                 let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
                 let leaf = chain.first().ok_or_else(|| no_peer("it sent none"))?;
                 let peer = verifier.peer(leaf).ok_or_else(|| no_peer("no ID"))?;
-                let own = verifier.snapshot().svid().not_after();
-                Some(Admission {
+                let own = verifier.snapshot().svid();
+                let grounds = Grounds {
                     peer,
-                    not_after: not_after(leaf).min(own),
+                    own: own.id().clone(),
+                    not_after: not_after(leaf).min(own.not_after()),
                     chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
+                    transport: transport.name.clone(),
                     at,
-                    generation: verifier.snapshot().generation(),
-                    verifier,
-                })
+                };
+                Some(self.trust.admit(grounds).map_err(DialError::Lost)?)
             }
         };
         Ok(Upstream {
@@ -352,11 +390,11 @@ impl<R: Runtime> Dialer<R> {
     }
 
     /// The TLS configuration of a transport under the current snapshot.
-    fn client(&self, transport: &Transport) -> Result<tls::Client, DialError> {
+    fn client(&self, transport: &Arc<Transport>) -> Result<tls::Client, DialError> {
         let now = unix_now();
         let snapshot = if transport.is_spiffe() {
-            let Some(snapshot) = self.identity.current() else {
-                let why = self.identity.problem();
+            let Some(snapshot) = self.trust.identity().current() else {
+                let why = self.trust.identity().problem();
                 let why = why.unwrap_or_else(|| "the Workload API has not answered yet".to_owned());
                 return Err(DialError::NoIdentity(why));
             };
@@ -369,65 +407,25 @@ impl<R: Runtime> Dialer<R> {
         };
         let generation = snapshot.as_ref().map_or(0, |s| s.generation());
         let mut clients = self.clients.borrow_mut();
-        match clients.get(&transport.name) {
-            Some((of, client)) if *of == generation => Ok(client.clone()),
-            _ => {
-                let client =
-                    tls::client(transport, snapshot.as_ref(), now).map_err(
-                        |error| match error {
-                            tls::ConfigError::NoIdentity => DialError::NoIdentity(String::new()),
-                            tls::ConfigError::IdentityExpired => DialError::IdentityExpired,
-                            tls::ConfigError::Unusable(why) => DialError::Config(why),
-                        },
-                    )?;
-                clients.insert(transport.name.clone(), (generation, client.clone()));
-                Ok(client)
-            }
+        if let Some(known) = clients.get(&transport.name)
+            && known.generation == generation
+            && Arc::ptr_eq(&known.transport, transport)
+        {
+            return Ok(known.client.clone());
         }
-    }
-
-    /// Whether a connection may serve another exchange: its peer would still
-    /// be admitted by today's authorities and allowlist, and neither leaf of
-    /// its handshake has expired.
-    ///
-    /// Validity is judged as of the handshake: a leaf that has run out since
-    /// retires the connection, but is no loss of trust.
-    pub(crate) fn still_admits(
-        &self,
-        transport: &Transport,
-        admission: &mut Option<Admission>,
-    ) -> bool {
-        let Some(admission) = admission else {
-            return true;
+        let made = tls::client(transport, snapshot.as_ref(), now);
+        let client = made.map_err(|error| match error {
+            tls::ConfigError::NoIdentity => DialError::NoIdentity(String::new()),
+            tls::ConfigError::IdentityExpired => DialError::IdentityExpired,
+            tls::ConfigError::Unusable(why) => DialError::Config(why),
+        })?;
+        let made = Prepared {
+            transport: Arc::clone(transport),
+            generation,
+            client: client.clone(),
         };
-        if unix_now() > admission.not_after {
-            return false;
-        }
-        if admission.generation == self.identity.generation() {
-            return true;
-        }
-        let Ok(tls::Client {
-            svid_verifier: Some(verifier),
-            ..
-        }) = self.client(transport)
-        else {
-            return false;
-        };
-        match verifier.check(&admission.chain, Role::Server, admission.at) {
-            Ok(_) => {
-                admission.generation = verifier.snapshot().generation();
-                admission.verifier = verifier;
-                true
-            }
-            Err(error) => {
-                log::warn!(
-                    "{}: a pooled connection to {} is closed, its peer is no longer trusted: {error}",
-                    transport.name,
-                    admission.peer.id()
-                );
-                false
-            }
-        }
+        clients.insert(transport.name.clone(), made);
+        Ok(client)
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) struct Drain(Rc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     stopping: Cell<bool>,
+    cutting: Cell<bool>,
     /// A slot per connection; a waker in it while it waits for the stop.
     connections: RefCell<Slab<Option<Waker>>>,
     /// Whoever waits for the end, or for a connection to end.
@@ -45,9 +46,32 @@ impl Drain {
         self.0.connections.borrow().len()
     }
 
+    /// The limit of the one who waits has changed.
+    pub(crate) fn recheck(&self) {
+        let waiter = self.0.waiter.borrow_mut().take();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+
+    /// Waits until there are none. One waiter only.
+    pub(crate) async fn done(&self) {
+        self.fewer_than(&Cell::new(1)).await;
+    }
+
     /// Tells every connection to finish what it is doing and end.
     pub(crate) fn stop(&self) {
         self.0.stopping.set(true);
+        self.wake();
+    }
+
+    /// Tells every connection to end at once.
+    pub(crate) fn cut(&self) {
+        self.0.cutting.set(true);
+        self.stop();
+    }
+
+    fn wake(&self) {
         for (_, slot) in self.0.connections.borrow_mut().iter_mut() {
             if let Some(waker) = slot.take() {
                 waker.wake();
@@ -71,10 +95,11 @@ impl Drain {
         .await;
     }
 
-    /// Waits until there are fewer than `limit` connections. One waiter only.
-    pub(crate) async fn fewer_than(&self, limit: usize) {
+    /// Waits until there are fewer than `limit` connections; if that changes,
+    /// [`recheck`](Self::recheck) tells. One waiter only.
+    pub(crate) async fn fewer_than(&self, limit: &Cell<usize>) {
         poll_fn(|cx| {
-            if self.running() < limit {
+            if self.running() < limit.get() {
                 return Poll::Ready(());
             }
             *self.0.waiter.borrow_mut() = Some(cx.waker().clone());
@@ -93,7 +118,17 @@ impl Running {
 
     /// Ready once the worker is ending.
     pub(crate) fn poll_stopping(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.is_stopping() {
+        self.poll(cx, &self.drain.0.stopping)
+    }
+
+    /// Completes once there is no time left. Of the task that polls both,
+    /// as there is room for one waker.
+    pub(crate) async fn cut(&self) {
+        poll_fn(|cx| self.poll(cx, &self.drain.0.cutting)).await;
+    }
+
+    fn poll(&self, cx: &Context<'_>, flag: &Cell<bool>) -> Poll<()> {
+        if flag.get() {
             return Poll::Ready(());
         }
         let mut connections = self.drain.0.connections.borrow_mut();
@@ -109,9 +144,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.drain.0.connections.borrow_mut().try_remove(self.slot);
-        let waiter = self.drain.0.waiter.borrow_mut().take();
-        if let Some(waiter) = waiter {
-            waiter.wake();
-        }
+        self.drain.recheck();
     }
 }

@@ -15,22 +15,23 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_lite::AsyncWriteExt;
+use futures_lite::{AsyncWriteExt, FutureExt};
 use log::{debug, info, warn};
 
 use crate::balance::Balancer;
 use crate::config::{self, HttpEntry, HttpService};
-use crate::dial::{Channel, DialError};
+use crate::dial::{self, DialError};
 use crate::drain::Running;
+use crate::metrics::{Counter, Histogram, REQUEST_SECONDS, REQUESTS, Recorder};
 use crate::rule::{Subject, match_form};
 use crate::runtime::{Runtime, Timer, within};
-use crate::tcp::copy::{self, relay};
+use crate::tcp::{copy, tunnel};
 use exchange::{Outcome, Terms};
 use fields::{Client, write_request};
 use h1::head::{Head, Name, Scanner};
 use h1::request::{self, Method, Parsed, Request};
 use h1::{Framing, Refusal};
-use pool::{Pool, SlotId, Upstream};
+use pool::{Pool, Slot, Upstream};
 use reply::Reply;
 use wire::{Conn, READ_BYTES, Stop, write_all};
 
@@ -48,26 +49,104 @@ const UPGRADE_LIMITS: copy::Limits = copy::Limits {
 #[derive(Debug)]
 pub(crate) struct Http<R: Runtime> {
     name: String,
-    entry: Arc<HttpEntry>,
+    /// Replaced by a reload. Each request is served to its end by the one
+    /// that it began with.
+    plan: RefCell<Rc<Plan<R>>>,
     pool: Rc<Pool<R>>,
-    /// One per route, in the same order; routes may share one.
-    services: Vec<Rc<Service>>,
-    looks_at_path: bool,
     /// Our host name, for `X-Forwarded-Server`.
     server: Rc<str>,
 }
 
+/// What a configuration makes of an entry point.
+#[derive(Debug)]
+pub(crate) struct Plan<R: Runtime> {
+    entry: Arc<HttpEntry>,
+    /// One per route, in the same order; routes may share a service.
+    services: Vec<(Rc<Service<R>>, Rc<Counts>)>,
+    /// Of what no router took.
+    unrouted: Rc<Counts>,
+    looks_at_path: bool,
+}
+
+impl<R: Runtime> Plan<R> {
+    /// `services` has the service of each route.
+    pub(crate) fn new(
+        name: &str,
+        entry: &Arc<HttpEntry>,
+        services: impl Fn(&Arc<HttpService>) -> Rc<Service<R>>,
+        recorder: &Recorder,
+    ) -> Self {
+        let of_route = |route: &config::Route| {
+            let counts = Counts::new(recorder, name, &route.service.name);
+            (services(&route.service), Rc::new(counts))
+        };
+        Self {
+            looks_at_path: entry.routes.iter().any(|route| route.rule.looks_at_path()),
+            services: entry.routes.iter().map(of_route).collect(),
+            unrouted: Rc::new(Counts::new(recorder, name, "")),
+            entry: Arc::clone(entry),
+        }
+    }
+}
+
+/// What is counted of requests.
+#[derive(Debug)]
+struct Counts {
+    /// By the hundreds of the status, from 1.
+    classes: [Counter; 5],
+    cut: Counter,
+    gone: Counter,
+    seconds: Histogram,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ended {
+    /// Its response was delivered.
+    With(u16),
+    /// Its response was not delivered whole.
+    Cut,
+    /// The client went away before it.
+    Gone,
+}
+
+impl Counts {
+    fn new(recorder: &Recorder, entry: &str, service: &str) -> Self {
+        let of = |class| recorder.counter(&REQUESTS, &[entry, service, class]);
+        Self {
+            classes: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(of),
+            cut: of("cut"),
+            gone: of("gone"),
+            seconds: recorder.histogram(&REQUEST_SECONDS, &[entry, service]),
+        }
+    }
+
+    fn count(&self, ended: Ended) {
+        let counter = match ended {
+            Ended::With(status) => {
+                let class = usize::from(status / 100).saturating_sub(1);
+                self.classes.get(class)
+            }
+            Ended::Cut => Some(&self.cut),
+            Ended::Gone => Some(&self.gone),
+        };
+        if let Some(counter) = counter {
+            counter.add(1);
+        }
+    }
+}
+
 /// A service on one worker.
 #[derive(Debug)]
-pub(crate) struct Service {
+pub(crate) struct Service<R: Runtime> {
     of: Arc<HttpService>,
     balancer: RefCell<Balancer>,
     /// One per server, in the same order.
-    slots: Vec<SlotId>,
+    slots: Vec<Rc<Slot<R>>>,
 }
 
-impl Service {
-    pub(crate) fn new<R: Runtime>(of: &Arc<HttpService>, pool: &mut Pool<R>) -> Self {
+impl<R: Runtime> Service<R> {
+    pub(crate) fn new(of: &Arc<HttpService>, pool: &Pool<R>) -> Self {
         let weights = of.servers.iter().map(|server| server.weight);
         Self {
             balancer: RefCell::new(Balancer::new(weights)),
@@ -83,25 +162,33 @@ impl Service {
     pub(crate) fn is_for(&self, of: &Arc<HttpService>) -> bool {
         Arc::ptr_eq(&self.of, of)
     }
+
+    pub(crate) fn slots(&self) -> &[Rc<Slot<R>>] {
+        &self.slots
+    }
 }
 
 impl<R: Runtime> Http<R> {
-    /// `services` has one for each route, in order.
-    pub(crate) fn new(
-        name: &str,
-        entry: &Arc<HttpEntry>,
-        pool: Rc<Pool<R>>,
-        services: Vec<Rc<Service>>,
-        server: Rc<str>,
-    ) -> Self {
+    pub(crate) fn new(name: &str, plan: Plan<R>, pool: Rc<Pool<R>>, server: Rc<str>) -> Self {
         Self {
             name: name.to_owned(),
-            looks_at_path: entry.routes.iter().any(|route| route.rule.looks_at_path()),
-            entry: Arc::clone(entry),
+            plan: RefCell::new(Rc::new(plan)),
             pool,
-            services,
             server,
         }
+    }
+
+    /// Serves every request that begins from now on by another plan.
+    pub(crate) fn replace(&self, plan: Plan<R>) {
+        *self.plan.borrow_mut() = Rc::new(plan);
+    }
+
+    fn plan(&self) -> Rc<Plan<R>> {
+        Rc::clone(&self.plan.borrow())
+    }
+
+    fn client(&self, plan: &Plan<R>, ip: IpAddr) -> Client {
+        Client::new(ip, plan.entry.trusted.contains(ip), &self.server)
     }
 
     fn runtime(&self) -> &R {
@@ -114,20 +201,26 @@ impl<R: Runtime> Http<R> {
 
     /// Serves a client connection to its end.
     pub(crate) async fn serve(&self, stream: R::Stream, peer: SocketAddr, running: &Running) {
-        let ip = peer.ip().to_canonical();
-        let client = Client::new(ip, self.entry.trusted.contains(ip), &self.server);
+        let plan = self.plan();
         let mut connection = Connection {
             http: self,
-            client,
+            client: self.client(&plan, peer.ip().to_canonical()),
+            counts: Rc::clone(&plan.unrouted),
+            plan,
+            began: None,
             down: Conn::new(self.runtime(), stream),
             head: Head::default(),
             response_head: Head::default(),
             running,
         };
-        let end = connection.run().await;
+        let cut = async {
+            running.cut().await;
+            End::Cut
+        };
+        let end = connection.run().or(cut).await;
         let stream = connection.down.stream.into_inner();
         match end {
-            End::Quiet => self.linger(stream).await,
+            End::Quiet => self.linger(stream).or(running.cut()).await,
             End::Cut => copy::reset(stream),
             End::Gone => drop(stream),
         }
@@ -173,6 +266,11 @@ enum End {
 /// One client connection.
 struct Connection<'h, R: Runtime> {
     http: &'h Http<R>,
+    /// Of the request that is served, or was served last.
+    plan: Rc<Plan<R>>,
+    counts: Rc<Counts>,
+    /// When the request's head was there.
+    began: Option<Instant>,
     client: Client,
     down: Conn<R::Stream, R::Timer>,
     head: Head,
@@ -195,15 +293,36 @@ impl<R: Runtime> Connection<'_, R> {
                 Err(end) => return end,
             };
             is_first = false;
+            self.begin();
             if let Some(end) = self.answer(&request).await {
                 return end;
             }
         }
     }
 
+    /// A request has come, and with it what a reload has changed.
+    fn begin(&mut self) {
+        if !Rc::ptr_eq(&self.plan, &self.http.plan.borrow()) {
+            self.plan = self.http.plan();
+            self.client = self.http.client(&self.plan, self.client.ip);
+        }
+        self.counts = Rc::clone(&self.plan.unrouted);
+        self.began = Some(self.http.runtime().now());
+    }
+
+    fn count(&mut self, ended: Ended) {
+        self.counts.count(ended);
+        if let (Some(began), Ended::With(200..)) = (self.began.take(), ended) {
+            let now = self.http.runtime().now();
+            self.counts
+                .seconds
+                .record(now.saturating_duration_since(began));
+        }
+    }
+
     /// Waits for a request head.
     async fn next_request(&mut self, is_first: bool) -> Result<Request, End> {
-        let entry = &self.http.entry;
+        let entry = Arc::clone(&self.plan.entry);
         let max = entry.head.bytes_max + READ_BYTES;
         let mut scanner = Scanner::default();
         let mut head_deadline = None;
@@ -277,7 +396,7 @@ impl<R: Runtime> Connection<'_, R> {
         }
         self.down.inbuf.consume(skip);
         let data = self.down.inbuf.data();
-        request::parse(data, scanner, &self.http.entry.head, &mut self.head)
+        request::parse(data, scanner, &self.plan.entry.head, &mut self.head)
     }
 
     /// Answers one request. `Some`: the connection ends with it.
@@ -296,12 +415,14 @@ impl<R: Runtime> Connection<'_, R> {
             };
             return self.fail(reply, request, is_head).await;
         };
-        let service = http.services.get(index).map(Rc::clone)?;
+        let (service, counts) = self.plan.services.get(index)?;
+        let service = Rc::clone(service);
+        self.counts = Rc::clone(counts);
         self.forward(request, &service).await
     }
 
     fn check(&self, request: &Request) -> Result<(), (Reply, &'static str)> {
-        let entry = &self.http.entry;
+        let entry = &self.plan.entry;
         if let (Framing::Length(length), Some(max)) = (request.framing, entry.body_max)
             && length > max
         {
@@ -310,7 +431,7 @@ impl<R: Runtime> Connection<'_, R> {
                 "the body is larger than maxRequestBodyBytes",
             ));
         }
-        if self.http.looks_at_path && request::is_ambiguous_path(request.path(&self.head)) {
+        if self.plan.looks_at_path && request::is_ambiguous_path(request.path(&self.head)) {
             return Err((
                 Reply::request_error(400),
                 "the path has an encoded slash, backslash or NUL, and routers here look at paths",
@@ -328,12 +449,12 @@ impl<R: Runtime> Connection<'_, R> {
             path: match_form(text(request.path(&self.head))),
             ip: self.client.ip,
         };
-        let routes = &self.http.entry.routes;
+        let routes = &self.plan.entry.routes;
         routes.iter().position(|route| route.rule.matches(&subject))
     }
 
     /// Finds a server that takes the request, and relays both.
-    async fn forward(&mut self, request: &Request, service: &Service) -> Option<End> {
+    async fn forward(&mut self, request: &Request, service: &Service<R>) -> Option<End> {
         let is_head = request.kind == Method::Head;
         let mut tried = Vec::new();
         let mut last = Reply {
@@ -354,7 +475,7 @@ impl<R: Runtime> Connection<'_, R> {
             else {
                 return self.fail(last, request, is_head).await;
             };
-            let mut upstream = match self.upstream(*slot, may_reuse).await {
+            let mut upstream = match self.upstream(slot, may_reuse).await {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     last = self.dial_failed(service, server, &error);
@@ -375,12 +496,12 @@ impl<R: Runtime> Connection<'_, R> {
                 continue;
             }
             return self
-                .conclude(outcome, request, service, server, *slot, upstream)
+                .conclude(outcome, request, service, server, slot, upstream)
                 .await;
         }
     }
 
-    async fn upstream(&self, slot: SlotId, may_reuse: bool) -> Result<Upstream<R>, DialError> {
+    async fn upstream(&self, slot: &Slot<R>, may_reuse: bool) -> Result<Upstream<R>, DialError> {
         if may_reuse && let Some(upstream) = self.http.pool.take(slot) {
             return Ok(upstream);
         }
@@ -389,7 +510,7 @@ impl<R: Runtime> Connection<'_, R> {
 
     fn dial_failed(
         &self,
-        service: &Service,
+        service: &Service<R>,
         server: &config::HttpServer,
         error: &DialError,
     ) -> Reply {
@@ -404,18 +525,22 @@ impl<R: Runtime> Connection<'_, R> {
     async fn exchange(
         &mut self,
         request: &Request,
-        service: &Service,
+        service: &Service<R>,
         server: &config::HttpServer,
         upstream: &mut Upstream<R>,
     ) -> Outcome {
-        let entry = &self.http.entry;
+        let entry = &self.plan.entry;
         let authority = request.authority(&self.head);
         let host = if service.of.pass_host && !authority.is_empty() {
             authority
         } else {
             server.authority.as_bytes()
         };
-        let up = &mut upstream.conn;
+        let Upstream {
+            conn: up,
+            admission,
+            ..
+        } = upstream;
         write_request(&mut up.out, &self.head, request, host, &self.client);
         let terms = Terms {
             read_timeout: entry.read_timeout,
@@ -434,6 +559,7 @@ impl<R: Runtime> Connection<'_, R> {
                 request,
                 terms,
                 is_stopping: &|| running.is_stopping(),
+                admission: admission.as_ref(),
             },
             &mut self.response_head,
         )
@@ -445,24 +571,29 @@ impl<R: Runtime> Connection<'_, R> {
         &mut self,
         outcome: Outcome,
         request: &Request,
-        service: &Service,
+        service: &Service<R>,
         server: &config::HttpServer,
-        slot: SlotId,
+        slot: &Slot<R>,
         upstream: Upstream<R>,
     ) -> Option<End> {
         let is_head = request.kind == Method::Head;
-        let name = &self.http.name;
+        let name = self.http.name.as_str();
         match outcome {
             Outcome::Done {
+                status,
                 client_lives,
                 upstream_lives,
             } => {
+                self.count(Ended::With(status));
                 if upstream_lives {
                     self.http.pool.put(slot, upstream);
                 }
                 (!client_lives).then_some(End::Quiet)
             }
-            Outcome::Upgraded => Some(self.tunnel(upstream).await),
+            Outcome::Upgraded => {
+                self.count(Ended::With(101));
+                Some(self.tunnel(upstream).await)
+            }
             Outcome::Stale(why) => {
                 warn!(
                     "{name}: service {}, server {}: {why}",
@@ -486,6 +617,7 @@ impl<R: Runtime> Connection<'_, R> {
                 Some(self.reply(reply, is_head).await)
             }
             Outcome::Cut(why) => {
+                self.count(Ended::Cut);
                 warn!(
                     "{name}: {}: service {}, server {}: cut: {why}",
                     self.client.ip, service.of.name, server.address
@@ -493,6 +625,7 @@ impl<R: Runtime> Connection<'_, R> {
                 Some(End::Cut)
             }
             Outcome::ClientGone => {
+                self.count(Ended::Gone);
                 debug!("{name}: {}: the client went away", self.client.ip);
                 Some(End::Gone)
             }
@@ -526,10 +659,11 @@ impl<R: Runtime> Connection<'_, R> {
     }
 
     async fn write_reply(&mut self, reply: Reply, is_head: bool, closes: bool) -> bool {
+        self.count(Ended::With(reply.status));
         let down = &mut self.down;
         down.out.clear();
         reply.write(&mut down.out, is_head, closes);
-        let limit = self.http.entry.write_timeout;
+        let limit = self.plan.entry.write_timeout;
         let runtime = self.http.runtime();
         write_all(
             runtime,
@@ -545,22 +679,23 @@ impl<R: Runtime> Connection<'_, R> {
     /// Passes bytes both ways after a protocol switch, those first that were
     /// read ahead.
     async fn tunnel(&mut self, upstream: Upstream<R>) -> End {
-        let runtime = self.http.runtime();
         let mut up = upstream.conn;
-        let relayed = relay(
-            runtime,
-            (self.down.stream.get_mut(), &mut self.down.inbuf),
-            (up.stream.get_mut(), &mut up.inbuf),
-            UPGRADE_LIMITS,
-        )
-        .await;
+        let dialed = dial::Upstream {
+            channel: up.stream.into_inner(),
+            admission: upstream.admission,
+        };
+        let terms = tunnel::Terms {
+            limits: UPGRADE_LIMITS,
+            usage: "upgrade",
+            bytes: None,
+        };
+        let client = (self.down.stream.get_mut(), &mut self.down.inbuf);
+        let upstream = (dialed, &mut up.inbuf);
+        let relayed = tunnel::run(self.http.runtime(), client, upstream, terms).await;
         match relayed.end {
             Ok(()) => End::Gone,
             Err(why) => {
                 debug!("{}: {}: tunnel: {why}", self.http.name, self.client.ip);
-                if let Channel::Plain(socket) = up.stream.into_inner() {
-                    copy::reset(socket);
-                }
                 End::Cut
             }
         }

@@ -11,12 +11,15 @@ pub mod snapshot;
 mod wire;
 pub mod workload_api;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use async_channel::{Receiver, Sender};
 use log::{info, warn};
 
+use crate::bell::Bell;
+use crate::tls::unix_now;
 pub use snapshot::{Snapshot, Svid};
 
 /// News from the Workload API.
@@ -25,10 +28,22 @@ pub enum Update {
     /// A complete new state.
     Issued(Box<snapshot::Material>),
     /// The agent has taken our identity away, or never gave us one.
-    Withdrawn(String),
+    Withdrawn(Trouble),
     /// The agent could not be asked or gave no usable answer. What we have
     /// stays good until it expires.
-    Failed(String),
+    Failed(Trouble),
+}
+
+/// Why there is no new state.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// For a person.
+    pub why: String,
+    /// For a counter: the gRPC code, or one of our own (`connect`, `silent`,
+    /// `ended`, `unusable`, `no_identity`).
+    pub code: &'static str,
+    /// Whether the stream goes on.
+    pub is_open: bool,
 }
 
 /// The current identity, for readers on any thread.
@@ -41,6 +56,8 @@ struct Inner {
     /// Of the state: a reader that remembers it can tell a change without
     /// the lock.
     generation: AtomicU64,
+    /// Rung when the generation changes.
+    changed: Bell,
     /// Closed once there has been a first snapshot.
     first: (Sender<()>, Receiver<()>),
 }
@@ -48,7 +65,24 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     snapshot: Option<Arc<Snapshot>>,
-    problem: Option<String>,
+    record: Record,
+}
+
+/// What has happened to an identity.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Why there is no snapshot, or why it is not being renewed.
+    pub problem: Option<String>,
+    /// Whether the Workload API's stream is open.
+    pub is_connected: bool,
+    /// When the last good message came, Unix seconds.
+    pub updated_at: Option<i64>,
+    /// Good messages.
+    pub issued: u64,
+    /// Withdrawals.
+    pub withdrawn: u64,
+    /// Failures by code.
+    pub failed: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Identity {
@@ -64,16 +98,20 @@ impl Identity {
         Self(Arc::new(Inner {
             current: RwLock::default(),
             generation: AtomicU64::new(0),
+            changed: Bell::default(),
             first: async_channel::bounded(1),
         }))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        let state = self.0.current.read();
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The newest snapshot. `None`: none yet, or withdrawn.
     #[must_use]
     pub fn current(&self) -> Option<Arc<Snapshot>> {
-        let state = self.0.current.read();
-        let state = state.unwrap_or_else(PoisonError::into_inner);
-        state.snapshot.clone()
+        self.read().snapshot.clone()
     }
 
     /// Changes whenever [`current`](Self::current) does. 0: nothing yet.
@@ -85,9 +123,13 @@ impl Identity {
     /// Why there is no snapshot, or why it is not being renewed.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let state = self.0.current.read();
-        let state = state.unwrap_or_else(PoisonError::into_inner);
-        state.problem.clone()
+        self.read().record.problem.clone()
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        self.read().record.clone()
     }
 
     /// Waits for the first snapshot. Cancel safe.
@@ -96,37 +138,68 @@ impl Identity {
         let _closed = self.0.first.1.recv().await;
     }
 
+    /// Rung after each change of the generation.
+    pub(crate) fn changed(&self) -> &Bell {
+        &self.0.changed
+    }
+
     /// Applies updates in order, until the sender is gone.
     ///
     /// Readers see the old snapshot or the new one, never a mixture.
-    pub async fn keep_current(&self, updates: Receiver<Update>) {
+    pub async fn keep_current(&self, updates: &Receiver<Update>) {
         while let Ok(update) = updates.recv().await {
-            self.apply(update);
+            self.apply(update, unix_now());
         }
     }
 
-    /// Applies one update.
-    pub fn apply(&self, update: Update) {
+    /// Applies one update, at `now` (Unix seconds).
+    pub fn apply(&self, update: Update, now: i64) {
         let state = self.0.current.write();
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let before = self.generation();
         match update {
             Update::Issued(material) => {
-                let generation = self.generation().wrapping_add(1);
-                let snapshot = Arc::new(Snapshot::new(generation, *material));
+                let snapshot = Arc::new(Snapshot::new(before.wrapping_add(1), *material));
                 info!("identity: {}", snapshot.summary());
-                state.snapshot = Some(snapshot);
-                state.problem = None;
-                self.0.generation.store(generation, Ordering::Release);
-                self.0.first.1.close();
+                self.publish(&mut state, snapshot);
+                let record = &mut state.record;
+                record.problem = None;
+                record.is_connected = true;
+                record.updated_at = Some(now);
+                record.issued += 1;
             }
-            Update::Withdrawn(why) => {
-                if state.snapshot.take().is_some() {
-                    warn!("identity: withdrawn, nothing is sent to SPIFFE backends: {why}");
-                    self.0.generation.fetch_add(1, Ordering::AcqRel);
-                }
-                state.problem = Some(why);
+            Update::Withdrawn(trouble) => {
+                state.record.withdrawn += 1;
+                self.withdraw(&mut state, trouble);
             }
-            Update::Failed(why) => state.problem = Some(why),
+            Update::Failed(trouble) => {
+                *state.record.failed.entry(trouble.code).or_default() += 1;
+                state.record.is_connected = trouble.is_open;
+                state.record.problem = Some(trouble.why);
+            }
         }
+        drop(state);
+        if self.generation() != before {
+            self.0.changed.ring();
+        }
+    }
+
+    fn publish(&self, state: &mut State, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation();
+        state.snapshot = Some(snapshot);
+        self.0.generation.store(generation, Ordering::Release);
+        self.0.first.1.close();
+    }
+
+    fn withdraw(&self, state: &mut State, trouble: Trouble) {
+        if state.snapshot.take().is_some() {
+            warn!(
+                "identity: withdrawn, nothing is sent to SPIFFE backends: {}",
+                trouble.why
+            );
+            self.0.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        state.record.is_connected = trouble.is_open;
+        state.record.problem = Some(trouble.why);
     }
 }

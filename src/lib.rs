@@ -15,7 +15,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::load("svidgate.toml".as_ref(), &Overrides::default())?;
 //! let proxy = Proxy::bind(config, 1)?;
-//! let stopper = proxy.stopper(); // call .stop() from anywhere
+//! let handle = proxy.handle(); // .stop() and .reload() from anywhere
 //!
 //! let executor = Rc::new(async_executor::LocalExecutor::new());
 //! let weak = Rc::downgrade(&executor);
@@ -26,7 +26,7 @@
 //! });
 //! let control = async { match proxy.control().await? {} };
 //! let drained = async_io::block_on(executor.run(proxy.worker(runtime).or(control)))?;
-//! # let _ = (stopper, drained);
+//! # let _ = (handle, drained);
 //! # Ok(())
 //! # }
 //! ```
@@ -37,19 +37,26 @@
 
 mod admin;
 mod balance;
+mod bell;
 pub mod config;
 pub mod dial;
 mod drain;
 pub mod http;
 pub mod identity;
 mod listener;
+mod metrics;
 pub mod net;
 mod proxy;
+mod reload;
 pub mod rule;
 pub mod runtime;
+mod state;
 mod tcp;
 pub mod tls;
 pub mod transport;
+mod trust;
+mod worker;
 
 pub use config::{Config, ConfigError, Overrides};
-pub use proxy::{Error, Proxy, Stopper, Urgency};
+pub use proxy::{Error, Proxy, Urgency};
+pub use reload::{Handle, ReloadError};

@@ -7,7 +7,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::FutureExt;
@@ -16,6 +15,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::dial::set_options;
 use crate::drain::{Drain, Running};
+use crate::metrics::{CONNECTIONS, Counter, Gauge, OPEN, PANICS, Recorder};
 use crate::runtime::{Runtime, sleep};
 
 /// Connections that the kernel may hold for us.
@@ -72,43 +72,85 @@ impl Bound {
         Ok(Self { socket, address })
     }
 
+    /// A socket that somebody else has opened, and perhaps keeps open. It
+    /// listens already.
+    pub(crate) fn inherit(listener: &TcpListener) -> io::Result<Self> {
+        let socket = OwnedFd::from(listener.try_clone()?);
+        let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Has the kernel queue connections from now on. Once more is as good.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        Ok(rustix::net::listen(&self.socket, BACKLOG)?)
+    }
+
     /// Starts to listen.
     pub(crate) fn listen(self) -> io::Result<TcpListener> {
-        rustix::net::listen(&self.socket, BACKLOG)?;
+        self.open()?;
         Ok(TcpListener::from(self.socket))
     }
 }
 
-/// Connections that ended by a panic, on this worker.
-pub(crate) type Panics = Rc<Cell<u64>>;
+/// What is counted of client connections.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    accepted: Counter,
+    open: Gauge,
+    panics: Counter,
+}
+
+impl Counts {
+    pub(crate) fn new(recorder: &Recorder, entry: &str) -> Self {
+        Self {
+            accepted: recorder.counter(&CONNECTIONS, &[entry]),
+            open: recorder.gauge(&OPEN, &[entry]),
+            panics: recorder.counter(&PANICS, &[entry]),
+        }
+    }
+}
+
+/// An entry point's accept loop.
+#[derive(Debug)]
+pub(crate) struct Accept<'a> {
+    /// Of the entry point.
+    pub(crate) name: &'a str,
+    /// How many connections may be open; a reload may change it.
+    pub(crate) connections_max: &'a Cell<usize>,
+    pub(crate) drain: &'a Drain,
+    pub(crate) counts: &'a Counts,
+}
 
 /// Accepts until the drain begins, and then what the kernel still holds: those
 /// clients have been let in already. `serve` makes the future of one
 /// connection; it runs in a task of its own, and its panic ends it alone.
 pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
     runtime: &R,
-    name: &str,
     listener: &R::Listener,
-    connections_max: usize,
-    drain: &Drain,
-    panics: &Panics,
+    entry: &Accept<'_>,
     serve: impl Fn(R::Stream, SocketAddr, Running) -> F,
 ) {
+    let Accept {
+        name,
+        connections_max,
+        drain,
+        counts,
+    } = *entry;
     let start = |stream, peer: SocketAddr| {
         if let Err(error) = set_options(&stream, Some(KEEP_ALIVE)) {
             warn!("{name}: {peer}: {error}");
             return;
         }
+        counts.accepted.add(1);
+        let open = counts.open.one_more();
         let connection = AssertUnwindSafe(serve(stream, peer, drain.enter()));
-        let (panics, name) = (Rc::clone(panics), name.to_owned());
+        let (panics, name) = (counts.panics.clone(), name.to_owned());
         runtime.spawn(async move {
             if connection.catch_unwind().await.is_err() {
-                panics.set(panics.get() + 1);
-                error!(
-                    "{name}: {peer}: this connection ended by a panic, number {} of this worker; the others go on",
-                    panics.get()
-                );
+                panics.add(1);
+                error!("{name}: {peer}: this connection ended by a panic; the others go on");
             }
+            drop(open);
         });
     };
     let accepting = async {
@@ -159,8 +201,10 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 #[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
 mod tests {
     use super::*;
+    use crate::metrics::{Metrics, Text};
     use crate::runtime::epoll::{self, Epoll};
     use futures_lite::{AsyncReadExt, AsyncWriteExt};
+    use std::rc::Rc;
     use std::time::Instant;
 
     /// The worker's runtime with an accept that fails first.
@@ -209,7 +253,7 @@ mod tests {
         failures: u32,
         connections_max: usize,
         serve: impl Fn(epoll::Socket, SocketAddr, Running) -> F + 'static,
-        client: impl FnOnce(Epoll, SocketAddr, Drain, Panics) -> C + 'static,
+        client: impl FnOnce(Epoll, SocketAddr, Drain, Metrics) -> C + 'static,
     ) -> T
     where
         F: Future<Output = ()> + 'static,
@@ -219,20 +263,18 @@ mod tests {
         let address = bound.address;
         epoll::run(move |runtime| async move {
             let listener = runtime.listener(bound.listen().unwrap()).unwrap();
-            let (drain, panics) = (Drain::default(), Panics::default());
+            let (drain, metrics) = (Drain::default(), Metrics::default());
+            let counts = Counts::new(&metrics.recorder(), "test");
             let failing = Failing(runtime.clone(), Rc::new(Cell::new(failures)));
-            let client = client(runtime, address, drain.clone(), Rc::clone(&panics));
+            let client = client(runtime, address, drain.clone(), metrics);
+            let entry = Accept {
+                name: "test",
+                connections_max: &Cell::new(connections_max),
+                drain: &drain,
+                counts: &counts,
+            };
             let accepting = async {
-                accept(
-                    &failing,
-                    "test",
-                    &listener,
-                    connections_max,
-                    &drain,
-                    &panics,
-                    serve,
-                )
-                .await;
+                accept(&failing, &listener, &entry, serve).await;
                 std::future::pending().await
             };
             client.or(accepting).await
@@ -257,13 +299,22 @@ mod tests {
 
     #[test]
     fn a_panic_ends_its_connection_alone_and_is_counted() {
-        let seen = run(0, 10, echo, |runtime, address, drain, panics| async move {
+        let seen = run(0, 10, echo, |runtime, address, drain, metrics| async move {
             let first = ask(&runtime, address, b'!').await;
             let second = ask(&runtime, address, b'x').await;
-            drain.fewer_than(1).await;
-            (first, second, panics.get())
+            drain.done().await;
+            let mut page = Text::default();
+            metrics.write(&mut page);
+            (first, second, page.into_string())
         });
-        assert_eq!(seen, (None, Some(b'x'), 1));
+        assert_eq!((seen.0, seen.1), (None, Some(b'x')));
+        for line in ["panics_total", "connections_accepted_total"]
+            .iter()
+            .zip(["1", "2"])
+        {
+            let line = format!("svidgate_{}{{entrypoint=\"test\"}} {}\n", line.0, line.1);
+            assert!(seen.2.contains(&line), "{line}{}", seen.2);
+        }
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! The process: arguments, log, file, signals, exit codes. Nothing else prints
 //! or exits.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use async_channel::Sender;
 use async_signal::{Signal, Signals};
-use futures_lite::StreamExt;
+use futures_lite::{FutureExt, StreamExt};
+use listenfd::ListenFd;
 use log::{error, info, warn};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use svidgate::config::Serves;
-use svidgate::{Config, Error, Overrides, Proxy, Stopper, Urgency};
+use svidgate::config::source::Source;
+use svidgate::{Config, Error, Handle, Overrides, Proxy, Urgency};
 
 /// svidgate: a TCP and HTTP reverse proxy that reaches its backends by SPIFFE
 /// mutual TLS.
@@ -66,8 +71,10 @@ fn main() -> ExitCode {
         workload_api_addr: arguments.workload_api_addr,
         endpoint_socket: std::env::var("SPIFFE_ENDPOINT_SOCKET").ok(),
     };
-    let config = match Config::load(&path, &overrides) {
-        Ok(config) => config,
+    // Before there is any key in memory.
+    let hidden = no_core_dumps();
+    let (source, config) = match Source::open(&path, overrides) {
+        Ok(opened) => opened,
         Err(error) => {
             for problem in &error.problems {
                 complain(&format!("{}: {problem}", path.display()));
@@ -86,7 +93,39 @@ fn main() -> ExitCode {
     for warning in &config.warnings {
         warn!("{}: {warning}", path.display());
     }
-    run(config, workers)
+    if let Err(error) = hidden {
+        warn!("core dumps cannot be switched off, and would hold keys: {error}");
+    }
+    run(source, config, workers)
+}
+
+/// A dump of the memory would hold private keys. Nor may other processes of
+/// this user read it.
+fn no_core_dumps() -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// The sockets that a service manager has opened for us (`LISTEN_FDS`).
+fn inherited() -> io::Result<Vec<TcpListener>> {
+    let mut given = ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for index in 0..given.len() {
+        let socket = given.take_tcp_listener(index).map_err(|error| {
+            let descriptor = index + 3;
+            io::Error::other(format!(
+                "descriptor {descriptor} of LISTEN_FDS is no listening TCP socket: {error}"
+            ))
+        })?;
+        sockets.extend(socket);
+    }
+    Ok(sockets)
 }
 
 fn arguments() -> Result<Arguments, ExitCode> {
@@ -132,7 +171,7 @@ fn start_log(config: &Config) {
     builder.init();
 }
 
-fn run(config: Config, workers: usize) -> ExitCode {
+fn run(source: Source, config: Config, workers: usize) -> ExitCode {
     // From here on, so that no signal is lost while addresses are taken.
     let signals = match Signals::new([Signal::Term, Signal::Int, Signal::Hup]) {
         Ok(signals) => signals,
@@ -141,15 +180,24 @@ fn run(config: Config, workers: usize) -> ExitCode {
             return ExitCode::from(OS_ERROR);
         }
     };
-    let proxy = match Proxy::bind(config, workers) {
+    let bound = inherited()
+        .map_err(Error::from)
+        .and_then(|inherited| Proxy::bind_with(config, workers, inherited));
+    let proxy = match bound {
         Ok(proxy) => proxy,
         Err(error) => {
             error!("{error}");
             return ExitCode::from(OS_ERROR);
         }
     };
-    let stopper = proxy.stopper();
-    match proxy.run(told_to_end(signals, stopper)) {
+    let handle = proxy.handle();
+    let (reload, asked) = async_channel::bounded(1);
+    let told = told_to_end(signals, &handle, reload);
+    let following = async {
+        handle.follow(source, asked).await;
+        std::future::pending().await
+    };
+    match proxy.run(told.or(following)) {
         Ok(true) => {
             info!("ended, everything in flight is finished");
             ExitCode::SUCCESS
@@ -160,32 +208,29 @@ fn run(config: Config, workers: usize) -> ExitCode {
             ExitCode::from(match error {
                 Error::NoIdentity(_) => UNAVAILABLE,
                 Error::Ended(_) => SOFTWARE,
-                Error::Bind { .. } | Error::Io(_) => OS_ERROR,
+                Error::Bind { .. } | Error::Inherited(_) | Error::Io(_) => OS_ERROR,
             })
         }
     }
 }
 
-/// The first signal drains, the second ends.
-async fn told_to_end(mut signals: Signals, stopper: Stopper) -> Urgency {
+/// The first signal drains, the second ends. SIGHUP reloads.
+async fn told_to_end(mut signals: Signals, handle: &Handle, reload: Sender<()>) -> Urgency {
+    let mut is_first = true;
     loop {
         match signals.next().await {
-            Some(Ok(Signal::Hup)) => warn!("Hup: reloading is not built yet; restart instead"),
-            Some(Ok(signal)) => {
+            // Full: it is asked already.
+            Some(Ok(Signal::Hup)) => _ = reload.try_send(()),
+            Some(Ok(signal)) if is_first => {
                 info!("{signal:?}: stopping; once more to end at once");
-                break;
+                handle.stop();
+                is_first = false;
             }
+            Some(Ok(_)) => return Urgency::Now,
             Some(Err(error)) => warn!("signals: {error}"),
             None => return std::future::pending().await,
         }
     }
-    stopper.stop();
-    while let Some(signal) = signals.next().await {
-        if matches!(signal, Ok(Signal::Term | Signal::Int)) {
-            return Urgency::Now;
-        }
-    }
-    std::future::pending().await
 }
 
 /// What would run, for `--check`.
@@ -253,9 +298,9 @@ fn peers(transport: &svidgate::transport::Transport) -> String {
 
 fn print(text: &str) {
     // A closed stdout is the caller's choice.
-    let _closed = writeln!(std::io::stdout(), "{text}");
+    let _closed = writeln!(io::stdout(), "{text}");
 }
 
 fn complain(text: &str) {
-    let _closed = writeln!(std::io::stderr(), "{text}");
+    let _closed = writeln!(io::stderr(), "{text}");
 }

@@ -10,12 +10,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme, SupportedProtocolVersion};
 
 use crate::identity::Snapshot;
 use crate::transport::{Authentication, TlsVersions, Transport};
 use verifier::SvidVerifier;
+use zeroize::Zeroize;
 
 #[cfg(not(any(feature = "aws-lc-rs", feature = "ring")))]
 compile_error!("choose a crypto provider: the feature `aws-lc-rs` (the default) or `ring`");
@@ -27,6 +29,27 @@ pub fn provider() -> CryptoProvider {
     return rustls::crypto::aws_lc_rs::default_provider();
     #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
     return rustls::crypto::ring::default_provider();
+}
+
+/// A chain with its key, once they are seen to fit. The key's bytes are wiped;
+/// what stays in memory is the signer made of them.
+///
+/// # Errors
+/// What is wrong, in words; never the key.
+pub(crate) fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    mut key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, String> {
+    #[cfg(feature = "aws-lc-rs")]
+    let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key);
+    #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
+    let signer = rustls::crypto::ring::sign::any_supported_type(&key);
+    key.zeroize();
+    let certified = CertifiedKey::new(chain, signer.map_err(|error| error.to_string())?);
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The time, Unix seconds. What decides by time takes it as an argument.

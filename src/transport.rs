@@ -63,7 +63,7 @@ impl fmt::Display for Allowlist {
 }
 
 /// How the two ends of a TLS connection prove who they are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Authentication {
     /// X509-SVIDs on both sides.
     Spiffe(Allowlist),
@@ -72,7 +72,7 @@ pub enum Authentication {
 }
 
 /// TLS without SPIFFE.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Names {
     /// The authorities to trust; `None`: the platform's.
     pub roots: Option<Vec<CertificateDer<'static>>>,
@@ -87,6 +87,16 @@ pub struct Names {
 /// A certificate chain with its key.
 #[derive(Clone)]
 pub struct ClientCertificate(pub(crate) Arc<CertifiedKey>);
+
+/// Two are equal when their certificates are: each was checked to fit its key,
+/// and a certificate names one key.
+impl PartialEq for ClientCertificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.cert == other.0.cert
+    }
+}
+
+impl Eq for ClientCertificate {}
 
 /// Never shows the key.
 impl fmt::Debug for ClientCertificate {
@@ -107,7 +117,7 @@ pub enum TlsVersions {
 }
 
 /// What both kinds of transport have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Transport {
     /// As in the file, for log lines: `http.serversTransports.NAME`.
     pub name: String,
@@ -132,15 +142,24 @@ impl Transport {
     /// Whether a connection needs our SVID.
     #[must_use]
     pub fn is_spiffe(&self) -> bool {
-        matches!(self.authentication, Authentication::Spiffe(_))
+        self.allowlist().is_some()
+    }
+
+    /// The peers of a SPIFFE transport.
+    #[must_use]
+    pub fn allowlist(&self) -> Option<&Allowlist> {
+        match &self.authentication {
+            Authentication::Spiffe(allowlist) => Some(allowlist),
+            Authentication::Names(_) => None,
+        }
     }
 }
 
 /// Policy for HTTP upstreams.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HttpTransport {
     /// Connecting and TLS.
-    pub base: Transport,
+    pub base: Arc<Transport>,
     /// Idle connections kept per worker and server address.
     pub max_idle_per_host: usize,
     /// From the request's last byte to the response's head. `None`: no limit.
@@ -150,10 +169,10 @@ pub struct HttpTransport {
 }
 
 /// Policy for TCP upstreams.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TcpTransport {
     /// Connecting and TLS.
-    pub base: Transport,
+    pub base: Arc<Transport>,
     /// How long the open direction may stay silent once the other has ended.
     /// `None`: as long as `idle_timeout` allows.
     pub termination_delay: Option<Duration>,

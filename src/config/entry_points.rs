@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::raw::{self, Signed};
-use super::reader::{DURATION_MAX, Reader, listen_address, no_such};
+use super::raw;
+use super::reader::{Reader, listen_address, no_such};
 use super::{EntryPoint, HttpEntry, HttpService, Route, Serves, TcpService, Trusted};
 use crate::http::h1::head;
 use crate::net::IpRange;
@@ -171,20 +171,24 @@ impl Reader<'_, '_> {
                 CONNECTIONS_MAX,
                 1..=1_000_000,
             );
-            let grace = self.parsed(
+            let life_cycle = &raw.transport.life_cycle;
+            let accept_grace = self.grace(
+                &format!("{at}.transport.lifeCycle.requestAcceptGraceTimeout"),
+                &life_cycle.request_accept_grace_timeout,
+                Duration::ZERO,
+            );
+            let grace = self.grace(
                 &format!("{at}.transport.lifeCycle.graceTimeOut"),
-                &raw.transport.life_cycle.grace_time_out,
-                |value| match value {
-                    Signed::Positive(grace) if *grace <= DURATION_MAX => Ok(*grace),
-                    _ => Err("write 0 or more, below a year".to_owned()),
-                },
+                &life_cycle.grace_time_out,
+                GRACE,
             );
             if let Some(address) = address {
                 entry_points.push(EntryPoint {
                     name: name.get_ref().clone(),
                     address,
                     connections_max,
-                    grace: grace.unwrap_or(GRACE),
+                    accept_grace,
+                    grace,
                     serves,
                 });
             }

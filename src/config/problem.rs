@@ -1,7 +1,9 @@
 //! What is wrong with a file, all of it, for a person.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 /// One thing that is wrong, or odd.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,6 +33,8 @@ impl fmt::Display for Problem {
 pub struct ConfigError {
     /// In the order of the file.
     pub problems: Vec<Problem>,
+    /// The certificate and key files that were looked at.
+    pub files: BTreeSet<PathBuf>,
 }
 
 impl fmt::Display for ConfigError {
@@ -112,6 +116,7 @@ impl<'t> Problems<'t> {
                 self.errors.sort_by_key(|problem| problem.line);
                 Err(ConfigError {
                     problems: self.errors,
+                    files: BTreeSet::new(),
                 })
             }
         }

@@ -137,6 +137,8 @@ pub(super) struct Spiffe {
     #[serde(rename = "waitForSVID")]
     pub(super) wait_for_svid: Option<Field<bool>>,
     pub(super) hint: Option<Field<String>>,
+    pub(super) trust_loss_grace: Option<Field<Signed>>,
+    pub(super) close_on_expiry: Option<Field<bool>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -155,7 +157,7 @@ pub(super) struct Log {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Providers {
-    pub(super) file: Option<Spanned<FileProvider>>,
+    pub(super) file: FileProvider,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -187,6 +189,8 @@ pub(super) struct EntryTransport {
 pub(super) struct LifeCycle {
     #[serde(rename = "graceTimeOut")]
     pub(super) grace_time_out: Option<Field<Signed>>,
+    #[serde(rename = "requestAcceptGraceTimeout")]
+    pub(super) request_accept_grace_timeout: Option<Field<Signed>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,8 +1,10 @@
 //! The crossing from the file's mirror to [`Config`]: what is common to all
 //! tables, and the tables that are not about traffic.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -17,6 +19,8 @@ pub(super) struct Reader<'p, 't> {
     pub(super) problems: &'p mut Problems<'t>,
     pub(super) overrides: &'p Overrides,
     pub(super) path: Option<&'p Path>,
+    /// Those that were named and looked at, readable or not.
+    pub(super) files: BTreeSet<PathBuf>,
 }
 
 impl Reader<'_, '_> {
@@ -28,18 +32,21 @@ impl Reader<'_, '_> {
         let entry_points = self.entry_points(file, &http_services, &tcp_services);
         let http = http_transports.values().map(|transport| &transport.base);
         let tcp = tcp_transports.values().map(|transport| &transport.base);
-        let needs_identity: Vec<&str> = http
-            .chain(tcp)
+        let transports: Vec<_> = http.chain(tcp).map(Arc::clone).collect();
+        let needs_identity: Vec<&str> = transports
+            .iter()
             .filter(|transport| transport.is_spiffe())
             .map(|transport| transport.name.as_str())
             .collect();
         let spiffe = self.spiffe(file.spiffe.as_ref(), &needs_identity);
-        self.providers(file);
         Config {
+            watch: self.providers(&file.providers.file),
             spiffe,
             admin: self.admin(file.admin.as_ref()),
             log_level: self.log(&file.log),
             entry_points,
+            transports,
+            files: std::mem::take(&mut self.files),
             warnings: Vec::new(),
         }
     }
@@ -90,6 +97,20 @@ impl Reader<'_, '_> {
             Signed::Negative => Err("a negative duration; write 0 for no limit".to_owned()),
         });
         limit.unwrap_or(default)
+    }
+
+    /// A duration for which zero means at once.
+    pub(super) fn grace(
+        &mut self,
+        key: &str,
+        field: &Option<Field<Signed>>,
+        default: Duration,
+    ) -> Duration {
+        let grace = self.parsed(key, field, |value| match value {
+            Signed::Positive(grace) if *grace <= DURATION_MAX => Ok(*grace),
+            _ => Err("write 0 or more, below a year".to_owned()),
+        });
+        grace.unwrap_or(default)
     }
 
     pub(super) fn count(
@@ -179,14 +200,19 @@ impl Reader<'_, '_> {
                 .value("spiffe.hint", &table.hint)
                 .filter(|hint| !hint.is_empty())
                 .cloned(),
+            trust_loss_grace: self.grace(
+                "spiffe.trustLossGrace",
+                &table.trust_loss_grace,
+                TRUST_LOSS_GRACE,
+            ),
+            close_on_expiry: *self
+                .value("spiffe.closeOnExpiry", &table.close_on_expiry)
+                .unwrap_or(&false),
         }
     }
 
-    pub(super) fn providers(&mut self, file: &raw::File) {
-        let Some(provider) = &file.providers.file else {
-            return;
-        };
-        let (span, provider) = (provider.span(), provider.get_ref());
+    /// Whether a change of the file is to be followed.
+    pub(super) fn providers(&mut self, provider: &raw::FileProvider) -> bool {
         if let Some(name) = self.value("providers.file.filename", &provider.filename)
             && self.path.is_none_or(|path| Path::new(name) != path)
         {
@@ -198,13 +224,9 @@ impl Reader<'_, '_> {
                 ),
             );
         }
-        if self.value("providers.file.watch", &provider.watch) == Some(&true) {
-            self.problems.warning(
-                "providers.file.watch",
-                span,
-                "reloading is not built yet: a change of the file takes a restart",
-            );
-        }
+        *self
+            .value("providers.file.watch", &provider.watch)
+            .unwrap_or(&true)
     }
 
     pub(super) fn admin(&mut self, raw: Option<&Spanned<raw::Admin>>) -> Option<AdminAddress> {
@@ -290,6 +312,9 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     }
     text.parse().map_err(|_| wrong())
 }
+
+/// How long exchanges and tunnels outlive the trust in their peer.
+const TRUST_LOSS_GRACE: Duration = Duration::from_secs(30);
 
 /// Far enough for any timer, and near enough for any clock.
 pub(super) const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -56,7 +56,10 @@ pub(super) const ROOT: &[Key] = &[
     ),
     key("api", Foreign("use [admin]")),
     key("ping", Foreign("use [admin], which has /livez and /readyz")),
-    key("metrics", Planned("metrics on [admin]")),
+    key(
+        "metrics",
+        Foreign("use [admin], which has /metrics; it is always on"),
+    ),
     key("accessLog", Planned("an access log")),
     key("tracing", Foreign("svidgate has no tracing")),
     key(
@@ -73,14 +76,8 @@ const SPIFFE: &[Key] = &[
     key("startupTimeout", Value),
     key("waitForSVID", Value),
     key("hint", Value),
-    key(
-        "trustLossGrace",
-        Planned("open connections outlive a loss of trust until then"),
-    ),
-    key(
-        "closeOnExpiry",
-        Planned("tunnels outlive the certificates of their handshake until then"),
-    ),
+    key("trustLossGrace", Value),
+    key("closeOnExpiry", Value),
 ];
 
 const PROVIDERS: &[Key] = &[
@@ -123,10 +120,7 @@ const ENTRY_POINT: &[Key] = &[
                 "lifeCycle",
                 Table(&[
                     key("graceTimeOut", Value),
-                    key(
-                        "requestAcceptGraceTimeout",
-                        Planned("accepting while draining"),
-                    ),
+                    key("requestAcceptGraceTimeout", Value),
                 ]),
             ),
             key(

@@ -1,14 +1,15 @@
 //! `serversTransport`, `http.serversTransports` and their TCP twins.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::sign::CertifiedKey;
 use spiffe::{SpiffeId, TrustDomain};
 use toml::Spanned;
+use zeroize::Zeroizing;
 
 use super::raw::{self, Field, Signed};
 use super::reader::{DURATION_MAX, Reader, first};
@@ -141,7 +142,7 @@ impl Reader<'_, '_> {
             0..=65_536,
         );
         HttpTransport {
-            base: Transport {
+            base: Arc::new(Transport {
                 name: at.to_owned(),
                 authentication,
                 server_name: self.server_name(at, first(&raw.server_name, &root.server_name)),
@@ -154,7 +155,7 @@ impl Reader<'_, '_> {
                 dial_timeout,
                 handshake_timeout: HANDSHAKE_TIMEOUT,
                 keep_alive: Some(HTTP_KEEP_ALIVE),
-            },
+            }),
             max_idle_per_host: if max_idle == 0 {
                 IDLE_PER_HOST
             } else {
@@ -218,7 +219,7 @@ impl Reader<'_, '_> {
             Some(Signed::Positive(delay)) => Some((*delay).min(DURATION_MAX)),
         };
         TcpTransport {
-            base: Transport {
+            base: Arc::new(Transport {
                 name: at.to_owned(),
                 authentication,
                 server_name: self.server_name(
@@ -234,7 +235,7 @@ impl Reader<'_, '_> {
                 ),
                 handshake_timeout: HANDSHAKE_TIMEOUT,
                 keep_alive,
-            },
+            }),
             termination_delay,
             idle_timeout: self.limit(
                 &key("idleTimeout"),
@@ -414,10 +415,11 @@ impl Reader<'_, '_> {
         key: &str,
         field: &Option<Field<Vec<String>>>,
     ) -> Option<Vec<CertificateDer<'static>>> {
-        self.parsed(key, field, |entries| {
+        let mut files = Vec::new();
+        let roots = self.parsed(key, field, |entries| {
             let mut roots = Vec::new();
             for entry in entries {
-                let pem = file_or_pem(entry)?;
+                let pem = file_or_pem(entry, &mut files)?;
                 let before = roots.len();
                 for certificate in CertificateDer::pem_slice_iter(&pem) {
                     let certificate = certificate.map_err(|_| not_pem(entry))?;
@@ -433,7 +435,9 @@ impl Reader<'_, '_> {
                 return Err("it is empty; leave it out for the platform's roots".to_owned());
             }
             Ok(roots)
-        })
+        });
+        self.files.extend(files);
+        roots
     }
 
     pub(super) fn certificates(
@@ -450,8 +454,9 @@ impl Reader<'_, '_> {
             );
         }
         let raw = raw.first()?;
+        let mut files = Vec::new();
         let chain = self.parsed(&format!("{key}.certFile"), &raw.cert_file, |entry| {
-            let pem = file_or_pem(entry)?;
+            let pem = file_or_pem(entry, &mut files)?;
             let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
             match chain {
                 Ok(chain) if !chain.is_empty() => Ok(chain),
@@ -460,13 +465,14 @@ impl Reader<'_, '_> {
             }
         });
         let private = self.parsed(&format!("{key}.keyFile"), &raw.key_file, |entry| {
-            let pem = file_or_pem(entry).map_err(|_| {
+            let pem = file_or_pem(entry, &mut files).map_err(|_| {
                 "it is neither PEM nor a file that can be read (not shown: it may be a key)"
                     .to_owned()
             })?;
             PrivateKeyDer::from_pem_slice(&pem)
                 .map_err(|_| "it holds no private key in PEM form".to_owned())
         });
+        self.files.extend(files);
         for (name, field) in [("certFile", &raw.cert_file), ("keyFile", &raw.key_file)] {
             if field.is_none() {
                 let other = raw.cert_file.as_ref().or(raw.key_file.as_ref());
@@ -477,7 +483,7 @@ impl Reader<'_, '_> {
                 );
             }
         }
-        match CertifiedKey::from_der(chain?, private?, &tls::provider()) {
+        match tls::certified(chain?, private?) {
             Ok(certified) => Some(ClientCertificate(Arc::new(certified))),
             Err(error) => {
                 let span = raw.key_file.as_ref().map(|field| field.span.clone());
@@ -536,12 +542,19 @@ fn is<T>(field: &Option<Field<T>>, so: impl FnOnce(&T) -> bool) -> bool {
     value.is_some_and(so)
 }
 
-/// The PEM text itself, or the content of the file that is named.
-fn file_or_pem(entry: &str) -> Result<Vec<u8>, String> {
+/// The PEM text itself, or the content of the file that is named. It may hold
+/// a key, so it is wiped after use.
+fn file_or_pem(entry: &str, files: &mut Vec<PathBuf>) -> Result<Zeroizing<Vec<u8>>, String> {
     if entry.contains("-----BEGIN ") {
-        return Ok(entry.as_bytes().to_vec());
+        return Ok(Zeroizing::new(entry.as_bytes().to_vec()));
     }
-    std::fs::read(entry).map_err(|error| format!("{} cannot be read: {error}", short(entry)))
+    // Something too long to be a path is perhaps a key that was pasted.
+    if entry.len() < 4096 {
+        files.push(PathBuf::from(entry));
+    }
+    std::fs::read(entry)
+        .map(Zeroizing::new)
+        .map_err(|error| format!("{} cannot be read: {error}", short(entry)))
 }
 
 /// The parser's own words would show the text, and with it perhaps a key.

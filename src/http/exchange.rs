@@ -22,7 +22,7 @@ use super::h1::response::{self, Response, switches_to_what_was_asked};
 use super::h1::{Framing, Refusal};
 use super::reply::Reply;
 use super::wire::{Conn, READ_BYTES, ReadBuf, Stop, fill, write_all};
-use crate::dial::tls_error_type;
+use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
 /// Content gathered before it is written.
@@ -61,6 +61,7 @@ pub(crate) enum Outcome {
     /// The response was delivered whole. Whether each connection is good for
     /// another exchange.
     Done {
+        status: u16,
         client_lives: bool,
         upstream_lives: bool,
     },
@@ -143,7 +144,12 @@ where
         }
         // The request side ends only when it fails.
         match sent {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => match question.admission {
+                Some(admission) => admission
+                    .poll_over(cx)
+                    .map(|loss| untrusted(admission, &loss, flow.begun.get())),
+                None => Poll::Pending,
+            },
             Poll::Ready(_) if flow.begun.get() => {
                 Poll::Ready(Outcome::Cut("the request's body broke off".to_owned()))
             }
@@ -151,6 +157,20 @@ where
         }
     })
     .await
+}
+
+/// The upstream's time is over: `spiffe.trustLossGrace`.
+fn untrusted(admission: &Admission, loss: &Loss, begun: bool) -> Outcome {
+    admission.count_closed("exchange");
+    let why = format!("{loss}, and trustLossGrace is over");
+    if begun {
+        return Outcome::Cut(why);
+    }
+    let (status, error) = loss.status();
+    Outcome::UpstreamFailed {
+        reply: Reply { status, error },
+        why,
+    }
 }
 
 struct Incoming<'c, S, T> {
@@ -183,6 +203,8 @@ pub(crate) struct Question<'a> {
     pub(crate) terms: Terms,
     /// Whether the client connection must end with this exchange.
     pub(crate) is_stopping: &'a dyn Fn() -> bool,
+    /// Of the upstream, if it is a SPIFFE peer.
+    pub(crate) admission: Option<&'a Admission>,
 }
 
 /// Carries the request up, then watches the client. It returns only when the
@@ -386,6 +408,7 @@ where
         Err(outcome) => return outcome,
     };
     Outcome::Done {
+        status: response.status,
         client_lives: client_lives && whole,
         upstream_lives: response.keeps_alive()
             && flow.sent_at.get().is_some()

@@ -15,7 +15,9 @@ use futures_lite::AsyncRead;
 
 use super::wire::Conn;
 use crate::dial::{Address, Admission, Channel, DialError, Dialer};
+use crate::metrics::{Counter, Gauge, POOL_IDLE, POOL_REUSED, Recorder};
 use crate::runtime::{Runtime, Stream, sleep};
+use crate::tls::unix_now;
 use crate::transport::HttpTransport;
 
 /// How often idle connections are looked at, to let go of dead ones.
@@ -31,6 +33,18 @@ pub(crate) struct Upstream<R: Runtime> {
 }
 
 impl<R: Runtime> Upstream<R> {
+    /// Whether its peer would still be admitted, and its certificates have
+    /// not expired. If not, that is counted: the caller closes it.
+    fn is_admitted(&self) -> bool {
+        match &self.admission {
+            Some(admission) if !admission.is_fit(unix_now()) => {
+                admission.count_closed("idle");
+                false
+            }
+            _ => true,
+        }
+    }
+
     /// Asks the kernel itself whether something has come. A call for each
     /// reuse would cost what the reactor tells for nothing one turn later.
     fn is_silent(&self) -> bool {
@@ -43,53 +57,78 @@ impl<R: Runtime> Upstream<R> {
 
 /// Where connections of one kind are kept: one transport, one address.
 #[derive(Debug)]
-struct Slot<R: Runtime> {
+pub(crate) struct Slot<R: Runtime> {
     transport: Arc<HttpTransport>,
     address: Address,
     tls: bool,
     idle: RefCell<Vec<(Upstream<R>, Instant)>>,
+    /// The configuration has no use for it any more: nothing is put back.
+    retired: Cell<bool>,
+    idle_now: Gauge,
+    reused: Counter,
 }
-
-/// A slot's number.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct SlotId(usize);
 
 /// All idle connections of a worker.
 #[derive(Debug)]
 pub(crate) struct Pool<R: Runtime> {
-    dialer: Dialer<R>,
-    slots: Vec<Slot<R>>,
+    dialer: Rc<Dialer<R>>,
+    recorder: Rc<Recorder>,
+    slots: RefCell<Vec<Rc<Slot<R>>>>,
     sweeping: Cell<bool>,
 }
 
 impl<R: Runtime> Pool<R> {
-    pub(crate) fn new(dialer: Dialer<R>) -> Self {
+    pub(crate) fn new(dialer: Rc<Dialer<R>>, recorder: Rc<Recorder>) -> Self {
         Self {
             dialer,
-            slots: Vec::new(),
+            recorder,
+            slots: RefCell::default(),
             sweeping: Cell::new(false),
         }
     }
 
     /// The slot for a server; the same one for the same transport and address.
+    /// Transports are compared whole: one that was changed by a reload gets
+    /// connections of its own.
     pub(crate) fn slot(
-        &mut self,
+        &self,
         transport: &Arc<HttpTransport>,
         address: &Address,
         tls: bool,
-    ) -> SlotId {
-        let known = self.slots.iter().position(|slot| {
-            Arc::ptr_eq(&slot.transport, transport) && slot.address == *address && slot.tls == tls
+    ) -> Rc<Slot<R>> {
+        let mut slots = self.slots.borrow_mut();
+        let known = slots.iter().find(|slot| {
+            slot.transport == *transport && slot.address == *address && slot.tls == tls
         });
-        SlotId(known.unwrap_or_else(|| {
-            self.slots.push(Slot {
-                transport: Arc::clone(transport),
-                address: address.clone(),
-                tls,
-                idle: RefCell::default(),
-            });
-            self.slots.len() - 1
-        }))
+        if let Some(known) = known {
+            return Rc::clone(known);
+        }
+        let server = format!("{}://{address}", if tls { "https" } else { "http" });
+        let labels = [transport.base.name.as_str(), &server];
+        let slot = Rc::new(Slot {
+            transport: Arc::clone(transport),
+            address: address.clone(),
+            tls,
+            idle: RefCell::default(),
+            retired: Cell::new(false),
+            idle_now: self.recorder.gauge(&POOL_IDLE, &labels),
+            reused: self.recorder.counter(&POOL_REUSED, &labels),
+        });
+        slots.push(Rc::clone(&slot));
+        slot
+    }
+
+    /// Closes what no slot in `used` needs, after a reload.
+    pub(crate) fn keep_only(&self, used: &[Rc<Slot<R>>]) {
+        self.slots.borrow_mut().retain(|slot| {
+            let is_used = used.iter().any(|other| Rc::ptr_eq(other, slot));
+            if !is_used {
+                slot.retired.set(true);
+                slot.idle.borrow_mut().clear();
+                slot.idle_now.set(0);
+            }
+            is_used
+        });
     }
 
     pub(crate) fn dialer(&self) -> &Dialer<R> {
@@ -97,39 +136,33 @@ impl<R: Runtime> Pool<R> {
     }
 
     /// An idle connection, the most recently used first.
-    pub(crate) fn take(&self, id: SlotId) -> Option<Upstream<R>> {
-        let slot = self.slots.get(id.0)?;
+    pub(crate) fn take(&self, slot: &Slot<R>) -> Option<Upstream<R>> {
         let now = self.dialer.runtime().now();
         loop {
             let (mut upstream, since) = {
                 let mut idle = slot.idle.borrow_mut();
                 // One that was put back in an earlier turn, if there is one:
                 // what its upstream has sent too much, the reactor has seen.
-                match idle.iter().rposition(|(_, since)| *since < now) {
+                let taken = match idle.iter().rposition(|(_, since)| *since < now) {
                     Some(rested) => idle.remove(rested),
                     None => idle.pop()?,
-                }
+                };
+                slot.idle_now.set(idle.len());
+                taken
             };
             if since >= now && !upstream.is_silent() {
                 continue;
             }
-            if slot.is_usable(&upstream, since, now)
-                && self
-                    .dialer
-                    .still_admits(&slot.transport.base, &mut upstream.admission)
-            {
+            if slot.is_usable(&upstream, since, now) && upstream.is_admitted() {
                 upstream.reused = true;
+                slot.reused.add(1);
                 return Some(upstream);
             }
         }
     }
 
     /// A new connection.
-    pub(crate) async fn dial(&self, id: SlotId) -> Result<Upstream<R>, DialError> {
-        let slot = self
-            .slots
-            .get(id.0)
-            .ok_or_else(|| DialError::Config("no such slot".to_owned()))?;
+    pub(crate) async fn dial(&self, slot: &Slot<R>) -> Result<Upstream<R>, DialError> {
         let base = &slot.transport.base;
         let dialed = self.dialer.dial(base, &slot.address, slot.tls).await?;
         Ok(Upstream {
@@ -139,17 +172,18 @@ impl<R: Runtime> Pool<R> {
         })
     }
 
-    /// Keeps a connection for the next exchange.
-    pub(crate) fn put(self: &Rc<Self>, id: SlotId, upstream: Upstream<R>) {
-        let Some(slot) = self.slots.get(id.0) else {
+    /// Keeps a connection for the next exchange, if it is fit for one.
+    pub(crate) fn put(self: &Rc<Self>, slot: &Slot<R>, upstream: Upstream<R>) {
+        if slot.retired.get() || !upstream.is_admitted() {
             return;
-        };
+        }
         {
             let mut idle = slot.idle.borrow_mut();
             if idle.len() >= slot.transport.max_idle_per_host {
                 return;
             }
             idle.push((upstream, self.dialer.runtime().now()));
+            slot.idle_now.set(idle.len());
         }
         if !self.sweeping.replace(true) {
             let pool = Rc::clone(self);
@@ -164,18 +198,26 @@ impl<R: Runtime> Pool<R> {
         let runtime = self.dialer.runtime();
         loop {
             sleep(runtime, SWEEP).await;
-            let now = runtime.now();
-            let mut left = 0;
-            for slot in &self.slots {
-                let mut idle = slot.idle.borrow_mut();
-                idle.retain(|(upstream, since)| slot.is_usable(upstream, *since, now));
-                left += idle.len();
-            }
-            if left == 0 {
+            if self.close_unfit() == 0 {
                 self.sweeping.set(false);
                 return;
             }
         }
+    }
+
+    /// Closes what may not be used any more. Returns how many are left.
+    pub(crate) fn close_unfit(&self) -> usize {
+        let now = self.dialer.runtime().now();
+        let mut left = 0;
+        for slot in self.slots.borrow().iter() {
+            let mut idle = slot.idle.borrow_mut();
+            idle.retain(|(upstream, since)| {
+                slot.is_usable(upstream, *since, now) && upstream.is_admitted()
+            });
+            slot.idle_now.set(idle.len());
+            left += idle.len();
+        }
+        left
     }
 }
 

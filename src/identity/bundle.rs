@@ -22,6 +22,8 @@ pub struct Bundle {
 #[derive(Clone, Debug)]
 pub struct Authority {
     pub(crate) anchor: TrustAnchor<'static>,
+    pub(crate) subject: String,
+    pub(crate) serial: String,
     /// Unix seconds, both ends included.
     pub(crate) not_before: i64,
     pub(crate) not_after: i64,
@@ -48,6 +50,11 @@ impl Bundle {
         self.authorities
             .iter()
             .filter(move |authority| authority.not_before <= now && now <= authority.not_after)
+    }
+
+    /// The authorities, expired ones included.
+    pub fn authorities(&self) -> impl Iterator<Item = &Authority> {
+        self.authorities.iter()
     }
 
     /// Why certificates were left out, one sentence each.
@@ -91,6 +98,8 @@ impl Authority {
             .map_err(|error| format!("authority \"{name}\": {error}"))?;
         Ok(Self {
             anchor: anchor.to_owned(),
+            serial: certificate.raw_serial_as_string(),
+            subject: name,
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
             path_len: constraints.value.path_len_constraint,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use spiffe::{SpiffeId, TrustDomain, X509Bundle, X509Svid};
@@ -13,6 +12,7 @@ use x509_parser::prelude::FromDer;
 
 use super::bundle::Bundle;
 use super::wire;
+use crate::tls::certified;
 
 /// Our SVID and all bundles, as of one message of the Workload API.
 #[derive(Debug)]
@@ -43,8 +43,7 @@ impl Snapshot {
     ) -> Result<Arc<Self>, String> {
         let say = |error: &dyn fmt::Display| error.to_string();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own_key_pkcs8));
-        let key = CertifiedKey::from_der(own_chain, key, &crate::tls::provider())
-            .map_err(|error| say(&error))?;
+        let key = certified(own_chain, key)?;
         let svid = Svid {
             id: SpiffeId::new(own_id).map_err(|error| say(&error))?,
             key: Arc::new(key),
@@ -82,6 +81,11 @@ impl Snapshot {
     #[must_use]
     pub fn bundle(&self, domain: &TrustDomain) -> Option<&Bundle> {
         self.material.bundles.get(domain)
+    }
+
+    /// All bundles, by trust domain.
+    pub fn bundles(&self) -> impl Iterator<Item = (&TrustDomain, &Bundle)> {
+        self.material.bundles.iter()
     }
 
     /// One line for the log.
@@ -163,10 +167,21 @@ impl fmt::Display for Svid {
     }
 }
 
-/// A time in words, or the number when it is none.
-fn utc(seconds: i64) -> String {
-    x509_parser::time::ASN1Time::from_timestamp(seconds)
-        .map_or_else(|_| seconds.to_string(), |time| time.to_string())
+/// A time as RFC 3339 writes it, or the number when it is none.
+pub(crate) fn utc(seconds: i64) -> String {
+    let Ok(time) = x509_parser::time::ASN1Time::from_timestamp(seconds) else {
+        return seconds.to_string();
+    };
+    let time = time.to_datetime();
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        time.year(),
+        u8::from(time.month()),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
 }
 
 /// Why a message of the Workload API was not published.
@@ -189,7 +204,6 @@ impl Material {
         response: &wire::Response,
         hint: Option<&str>,
         now: i64,
-        provider: &CryptoProvider,
     ) -> Result<Self, Unusable> {
         let mut notes = Vec::new();
         let mut candidates: Vec<(&wire::Svid, X509Svid)> = Vec::new();
@@ -222,7 +236,7 @@ impl Material {
                 hint.unwrap_or_default()
             )));
         };
-        let ours = Svid::new(svid, now, provider).map_err(broken)?;
+        let ours = Svid::new(svid, now).map_err(broken)?;
 
         let mut bundles = BTreeMap::new();
         let own = own_bundle(wire, svid).map_err(broken)?;
@@ -281,7 +295,7 @@ impl Material {
 }
 
 impl Svid {
-    fn new(svid: &X509Svid, now: i64, provider: &CryptoProvider) -> Result<Self, String> {
+    fn new(svid: &X509Svid, now: i64) -> Result<Self, String> {
         let id = svid.spiffe_id();
         let (_, leaf) = X509Certificate::from_der(svid.leaf().as_bytes())
             .map_err(|error| format!("{id}: {error}"))?;
@@ -304,7 +318,7 @@ impl Svid {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
             svid.private_key().as_bytes().to_vec(),
         ));
-        let key = CertifiedKey::from_der(chain, key, provider)
+        let key = certified(chain, key)
             .map_err(|error| format!("{id}: the private key does not fit: {error}"))?;
         Ok(Self {
             id: id.clone(),

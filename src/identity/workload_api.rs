@@ -12,16 +12,16 @@ use std::time::Duration;
 use async_channel::Sender;
 use futures_lite::future::or;
 use log::{info, warn};
-use rustls::crypto::CryptoProvider;
 use spiffe::transport::Endpoint;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
-use super::Update;
 use super::snapshot::{Material, Unusable, chain};
 use super::wire;
+use super::{Trouble, Update};
 use crate::tls::unix_now;
+use zeroize::Zeroize;
 
 /// The first and the longest wait between two tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -44,8 +44,6 @@ pub struct Settings {
     pub endpoint: Endpoint,
     /// Picks among several SVIDs.
     pub hint: Option<String>,
-    /// Makes the signer.
-    pub provider: CryptoProvider,
 }
 
 /// Starts the thread. It ends when the receiver of `updates` is dropped.
@@ -86,9 +84,14 @@ async fn follow(settings: &Settings, updates: &Sender<Update>) {
             ended.why,
             wait.as_secs_f64()
         );
+        let trouble = Trouble {
+            why: ended.why,
+            code: ended.code,
+            is_open: false,
+        };
         let update = match ended.kind {
-            Kind::Withdrawn => Update::Withdrawn(ended.why),
-            Kind::Trouble | Kind::Hopeless => Update::Failed(ended.why),
+            Kind::Withdrawn => Update::Withdrawn(trouble),
+            Kind::Trouble | Kind::Hopeless => Update::Failed(trouble),
         };
         if updates.send(update).await.is_err() {
             return;
@@ -113,6 +116,7 @@ async fn until_closed<T>(updates: &Sender<Update>) -> Option<T> {
 struct Ended {
     kind: Kind,
     why: String,
+    code: &'static str,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -125,10 +129,11 @@ enum Kind {
     Hopeless,
 }
 
-fn trouble(why: impl Into<String>) -> Ended {
+fn trouble(code: &'static str, why: impl Into<String>) -> Ended {
     Ended {
         kind: Kind::Trouble,
         why: why.into(),
+        code,
     }
 }
 
@@ -137,21 +142,32 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
     if let Endpoint::Unix(path) = &settings.endpoint
         && !path.exists()
     {
-        return trouble(format!(
-            "there is no socket {}; is the agent running?",
-            path.display()
-        ));
+        return trouble(
+            "connect",
+            format!(
+                "there is no socket {}; is the agent running?",
+                path.display()
+            ),
+        );
     }
     let connecting = spiffe::transport::connect(&settings.endpoint);
     let channel = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => {
-            return trouble(format!(
-                "cannot connect ({}); is the agent running, and may this user open the socket?",
-                chain(&error)
-            ));
+            return trouble(
+                "connect",
+                format!(
+                    "cannot connect ({}); is the agent running, and may this user open the socket?",
+                    chain(&error)
+                ),
+            );
         }
-        Err(_) => return trouble(format!("no connection after {CONNECT_TIMEOUT:?}")),
+        Err(_) => {
+            return trouble(
+                "connect",
+                format!("no connection after {CONNECT_TIMEOUT:?}"),
+            );
+        }
     };
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     // The security header of the Workload Endpoint standard, section 3.
@@ -162,7 +178,7 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
     let opening = async {
         grpc.ready()
             .await
-            .map_err(|error| trouble(format!("not ready: {}", chain(&error))))?;
+            .map_err(|error| trouble("connect", format!("not ready: {}", chain(&error))))?;
         let codec = tonic_prost::ProstCodec::<wire::Request, wire::Response>::default();
         let path = PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchX509SVID");
         let response = grpc.server_streaming(request, path, codec).await;
@@ -178,19 +194,20 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
         Ok(Ok(opened)) => opened,
         Ok(Err(ended)) => return ended,
         Err(_) => {
-            return trouble(format!(
-                "no message within {FIRST_MESSAGE_TIMEOUT:?} of opening the stream"
-            ));
+            return trouble(
+                "silent",
+                format!("no message within {FIRST_MESSAGE_TIMEOUT:?} of opening the stream"),
+            );
         }
     };
     let mut patience = PATIENCE_MAX;
-    while let Some(message) = next {
-        let checked = Material::from_response(
-            &message,
-            settings.hint.as_deref(),
-            unix_now(),
-            &settings.provider,
-        );
+    while let Some(mut message) = next {
+        let hint = settings.hint.as_deref();
+        let checked = Material::from_response(&message, hint, unix_now());
+        // What gRPC itself has buffered is out of reach.
+        for svid in &mut message.svids {
+            svid.x509_svid_key.zeroize();
+        }
         drop(message);
         match checked {
             Ok(material) => {
@@ -207,21 +224,31 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
                     .await
                     .is_err()
                 {
-                    return trouble("nobody listens any more");
+                    return trouble("ended", "nobody listens any more");
                 }
             }
             Err(Unusable::NoIdentity(why)) => {
                 warn!("Workload API {}: {why}", address(&settings.endpoint));
-                if updates.send(Update::Withdrawn(why)).await.is_err() {
-                    return trouble("nobody listens any more");
+                let told = Trouble {
+                    why,
+                    code: "no_identity",
+                    is_open: true,
+                };
+                if updates.send(Update::Withdrawn(told)).await.is_err() {
+                    return trouble("ended", "nobody listens any more");
                 }
             }
             // The stream is sound, and the next message may be good: it stays.
             Err(Unusable::Broken(why)) => {
                 let why = format!("an update was not usable, so the one before it stays: {why}");
                 warn!("Workload API {}: {why}", address(&settings.endpoint));
-                if updates.send(Update::Failed(why)).await.is_err() {
-                    return trouble("nobody listens any more");
+                let told = Trouble {
+                    why,
+                    code: "unusable",
+                    is_open: true,
+                };
+                if updates.send(Update::Failed(told)).await.is_err() {
+                    return trouble("ended", "nobody listens any more");
                 }
             }
         }
@@ -229,13 +256,16 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
             Ok(Ok(next)) => next,
             Ok(Err(status)) => return refused(&status),
             Err(_) => {
-                return trouble(format!(
-                    "silent for {patience:?}, and our SVID is running out: the stream may be dead"
-                ));
+                return trouble(
+                    "silent",
+                    format!(
+                        "silent for {patience:?}, and our SVID is running out: the stream may be dead"
+                    ),
+                );
             }
         };
     }
-    trouble("the agent has closed the stream")
+    trouble("ended", "the agent has closed the stream")
 }
 
 /// How long a stream may be silent: until 80 % of what was left of the SVID's
@@ -267,6 +297,30 @@ fn refused(status: &Status) -> Ended {
     Ended {
         kind,
         why: format!("{:?}: {}{hint}", status.code(), status.message()),
+        code: name(status.code()),
+    }
+}
+
+/// A code as gRPC writes it, for a counter.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
     }
 }
 

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
+use crate::dial::Loss;
 use crate::http::wire::ReadBuf;
+use crate::metrics::Counter;
 use crate::runtime::{Runtime, Stream, Timer};
 
 /// What each direction holds at most.
@@ -44,6 +46,8 @@ pub(crate) enum Broken {
     First(io::Error),
     /// The second side failed.
     Second(io::Error),
+    /// The second side's peer is not to be talked to any more.
+    Untrusted(Loss),
 }
 
 impl fmt::Display for Broken {
@@ -53,6 +57,7 @@ impl fmt::Display for Broken {
             Self::Termination => f.write_str("half closed and silent (terminationDelay)"),
             Self::First(error) => write!(f, "the client side failed: {error}"),
             Self::Second(error) => write!(f, "the server side failed: {error}"),
+            Self::Untrusted(loss) => loss.fmt(f),
         }
     }
 }
@@ -68,20 +73,30 @@ pub(crate) struct Relayed {
     pub(crate) end: Result<(), Broken>,
 }
 
+/// Where bytes are counted as they pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bytes<'c> {
+    /// From the first stream to the second.
+    pub(crate) up: &'c Counter,
+    /// From the second to the first.
+    pub(crate) down: &'c Counter,
+}
+
 /// Relays until both directions have ended. What the buffers hold goes first.
 pub(crate) async fn relay<R: Runtime, A, B>(
     runtime: &R,
     first: (&mut A, &mut ReadBuf),
     second: (&mut B, &mut ReadBuf),
     limits: Limits,
+    counted: Option<Bytes<'_>>,
 ) -> Relayed
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (a, b) = (RefCell::new(first.0), RefCell::new(second.0));
-    let mut up = Direction::new(first.1);
-    let mut down = Direction::new(second.1);
+    let mut up = Direction::new(first.1, counted.map(|it| it.up));
+    let mut down = Direction::new(second.1, counted.map(|it| it.down));
     let mut timer = runtime.timer();
     let mut last = runtime.now();
     let end = poll_fn(|cx| {
@@ -134,6 +149,7 @@ struct Direction<'b> {
     state: State,
     /// Bytes passed on.
     bytes: u64,
+    counter: Option<&'b Counter>,
     /// Grows with each thing that happened.
     moves: u64,
 }
@@ -153,9 +169,10 @@ enum Failed {
 }
 
 impl<'b> Direction<'b> {
-    fn new(buf: &'b mut ReadBuf) -> Self {
+    fn new(buf: &'b mut ReadBuf, counter: Option<&'b Counter>) -> Self {
         Self {
             buf,
+            counter,
             state: State::Open,
             bytes: 0,
             moves: 0,
@@ -182,7 +199,11 @@ impl<'b> Direction<'b> {
                     return Poll::Ready(Err(Failed::Sink(io::ErrorKind::WriteZero.into())));
                 }
                 self.buf.consume(n);
-                self.bytes += u64::try_from(n).unwrap_or(0);
+                let n = u64::try_from(n).unwrap_or(0);
+                self.bytes += n;
+                if let Some(counter) = self.counter {
+                    counter.add(n);
+                }
                 self.moves += 1;
             }
             match self.state {

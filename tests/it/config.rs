@@ -451,7 +451,6 @@ fn a_pasted_traefik_configuration_works() {
         warnings,
         [
             "line 14: providers.file.filename: /etc/traefik/dynamic.toml is not read: svidgate has one file, the one given with --config; routers and services stand in it too",
-            "line 13: providers.file.watch: reloading is not built yet: a change of the file takes a restart",
         ]
     );
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use async_executor::LocalExecutor;
 use futures_lite::FutureExt;
 use svidgate::runtime::async_io::AsyncIo;
-use svidgate::{Config, Error, Overrides, Proxy, Stopper, Urgency};
+use svidgate::{Config, Error, Handle, Overrides, Proxy, ReloadError, Urgency};
 
 use super::{DEADLINE, eventually};
 
@@ -26,7 +26,7 @@ pub struct Running {
     pub addresses: Vec<(String, SocketAddr)>,
     pub admin: Option<SocketAddr>,
     pub identity: svidgate::identity::Identity,
-    stopper: Stopper,
+    pub handle: Handle,
     thread: Option<JoinHandle<Result<bool, Error>>>,
 }
 
@@ -52,7 +52,7 @@ impl Running {
             .into_iter()
             .map(|name| (name.clone(), proxy.address(&name).unwrap()))
             .collect();
-        let (admin, stopper) = (proxy.admin_address(), proxy.stopper());
+        let (admin, handle) = (proxy.admin_address(), proxy.handle());
         let identity = proxy.identity().clone();
         let thread = std::thread::spawn(move || match on {
             On::Epoll => proxy.run(std::future::pending::<Urgency>()),
@@ -62,14 +62,27 @@ impl Running {
             addresses,
             admin,
             identity,
-            stopper,
+            handle,
             thread: Some(thread),
         }
     }
 
     pub fn address(&self, name: &str) -> SocketAddr {
-        let found = self.addresses.iter().find(|(known, _)| known == name);
-        found.unwrap().1
+        self.handle.address(name).unwrap()
+    }
+
+    /// Gives it another file's text, and waits until it runs.
+    pub fn reload(&self, text: &str) -> Result<(), ReloadError> {
+        let config = Config::parse(text, &Overrides::default());
+        let config = config.unwrap_or_else(|error| panic!("{error}"));
+        async_io::block_on(self.handle.reload(config))
+    }
+
+    /// The value of one line of `/metrics`, by its beginning.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let page = self.admin("/metrics");
+        let line = page.lines().find_map(|line| line.strip_prefix(series))?;
+        line.trim().parse().ok()
     }
 
     /// A connection to an entry point, with a deadline on every read.
@@ -107,7 +120,7 @@ impl Running {
     }
 
     pub fn stop(&self) {
-        self.stopper.stop();
+        self.handle.stop();
     }
 
     /// Waits until it ends by itself.

@@ -1,0 +1,290 @@
+//! Steering a running proxy: ending it, and giving it another configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_channel::{Receiver, Sender};
+use async_io::Timer;
+use log::{error, info, warn};
+
+use crate::config::source::Source;
+use crate::config::{Config, ConfigError};
+use crate::listener::Bound;
+use crate::proxy::Error;
+use crate::state::State;
+use crate::worker::{Change, Key};
+
+/// Between two looks at the files. A change is taken up by the second look
+/// that sees it.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Steers a proxy, from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) state: Arc<State>,
+    pub(crate) desk: Arc<Desk>,
+}
+
+/// Why a configuration was not taken. The one before it goes on.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// The proxy is ending.
+    Stopping,
+    /// These addresses cannot be had.
+    Addresses(Vec<Error>),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopping => f.write_str("the proxy is ending"),
+            Self::Addresses(errors) => {
+                for (index, error) in errors.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str("\n")?;
+                    }
+                    error.fmt(f)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
+/// Where changes are made, one at a time.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    workers: Vec<Sender<Change>>,
+    /// Sockets that were handed to the process. They are never closed, so
+    /// that an entry point may come back to one.
+    inherited: Vec<(SocketAddr, TcpListener)>,
+    /// The entry points that workers have sockets for, and their addresses.
+    open: Mutex<BTreeMap<Key, SocketAddr>>,
+}
+
+/// One list per worker.
+type Sockets = Vec<Vec<(Key, Bound)>>;
+
+impl Desk {
+    /// A desk, and the workers' ends of it.
+    pub(crate) fn new(
+        workers: usize,
+        inherited: Vec<(SocketAddr, TcpListener)>,
+    ) -> (Self, Vec<Receiver<Change>>) {
+        let (senders, receivers) = (0..workers).map(|_| async_channel::unbounded()).unzip();
+        let desk = Self {
+            workers: senders,
+            inherited,
+            open: Mutex::default(),
+        };
+        (desk, receivers)
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Key, SocketAddr>> {
+        let open = self.open.lock();
+        open.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address of an entry point, with the port that it really has.
+    pub(crate) fn address(&self, entry_point: &str) -> Option<SocketAddr> {
+        let open = self.open();
+        let mut found = open.iter().filter(|(key, _)| key.name == entry_point);
+        found.next().map(|(_, address)| *address)
+    }
+
+    /// Takes the addresses that are new in `config`, and tells the workers. The
+    /// receiver is closed once all have applied it.
+    ///
+    /// # Errors
+    /// Every address that cannot be had; then nothing has changed.
+    pub(crate) fn change(&self, config: &Arc<Config>) -> Result<Receiver<()>, Vec<Error>> {
+        let mut open = self.open();
+        let keys: Vec<Key> = config.entry_points.iter().map(Key::of).collect();
+        let new: Vec<&Key> = keys.iter().filter(|key| !open.contains_key(key)).collect();
+        let (sockets, addresses) = self.bind(&new)?;
+        let gone = open.len();
+        open.retain(|key, _| keys.contains(key));
+        let (kept, gone) = (open.len(), gone - open.len());
+        info!(
+            "configuration: entry points: {kept} kept, {} new, {gone} gone",
+            addresses.len()
+        );
+        open.extend(addresses);
+        // Within the lock, so that every worker gets changes in one order.
+        let (applied, all_applied) = async_channel::bounded(1);
+        for (worker, sockets) in self.workers.iter().zip(sockets) {
+            let change = Change {
+                config: Arc::clone(config),
+                sockets,
+                applied: applied.clone(),
+            };
+            // A worker that has ended needs none.
+            drop(worker.try_send(change));
+        }
+        Ok(all_applied)
+    }
+
+    fn bind(&self, new: &[&Key]) -> Result<(Sockets, BTreeMap<Key, SocketAddr>), Vec<Error>> {
+        let mut addresses = BTreeMap::new();
+        let mut errors = Vec::new();
+        let mut all: Sockets = Vec::new();
+        for _ in &self.workers {
+            let mut sockets = Vec::new();
+            for &key in new {
+                // With port 0 the first worker gets a port, and the others
+                // join it.
+                let address = addresses.get(key).copied().unwrap_or(key.address);
+                let inherited = self.inherited.iter().find(|(of, _)| *of == key.address);
+                let bound = match inherited {
+                    Some((_, listener)) => Bound::inherit(listener),
+                    None => Bound::new(address),
+                };
+                match bound {
+                    Ok(bound) => {
+                        addresses.insert(key.clone(), bound.address);
+                        sockets.push((key.clone(), bound));
+                    }
+                    Err(source) => errors.push(Error::Bind {
+                        what: format!("entryPoints.{}", key.name),
+                        address: address.to_string(),
+                        source,
+                    }),
+                }
+            }
+            all.push(sockets);
+            if !errors.is_empty() {
+                return Err(errors);
+            }
+        }
+        Ok((all, addresses))
+    }
+}
+
+impl Handle {
+    /// Ends the proxy: workers go on accepting for
+    /// `requestAcceptGraceTimeout`, then finish what is in flight.
+    pub fn stop(&self) {
+        self.state.stopping.store(true, Ordering::Relaxed);
+        self.state.stop.set();
+    }
+
+    /// Completes once [`stop`](Self::stop) was called. Cancel safe.
+    pub async fn stopped(&self) {
+        self.state.stop.wait().await;
+    }
+
+    /// The address of an entry point, with the port that it really has.
+    #[must_use]
+    pub fn address(&self, entry_point: &str) -> Option<SocketAddr> {
+        self.desk.address(entry_point)
+    }
+
+    /// Makes `config` the configuration that runs, on every worker, and
+    /// completes once it is.
+    ///
+    /// Entry points of the same name, address and kind keep their listener
+    /// and their connections; others are opened, or drained. Requests and TCP
+    /// connections that have begun end by what they began with; whom to trust
+    /// is decided by the new configuration at once. Idle connections of
+    /// transports that have not changed stay. The admin address and the log
+    /// level stay as they were at the start.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; then nothing has changed.
+    pub async fn reload(&self, config: Config) -> Result<(), ReloadError> {
+        let changed = self.change(config);
+        match changed {
+            Ok(applied) => {
+                // Nothing is ever sent: an error means closed.
+                let _closed = applied.recv().await;
+                info!("configuration: applied");
+                Ok(())
+            }
+            Err(error) => {
+                self.refused();
+                Err(error)
+            }
+        }
+    }
+
+    fn change(&self, config: Config) -> Result<Receiver<()>, ReloadError> {
+        if self.state.is_stopping() {
+            return Err(ReloadError::Stopping);
+        }
+        let before = self.state.config();
+        for (key, differs) in [
+            ("admin.address", before.admin != config.admin),
+            ("log.level", before.log_level != config.log_level),
+        ] {
+            if differs {
+                warn!("configuration: {key} has changed, and takes a restart");
+            }
+        }
+        let config = Arc::new(config);
+        let applied = self.desk.change(&config);
+        let applied = applied.map_err(ReloadError::Addresses)?;
+        self.state.configure(config);
+        Ok(applied)
+    }
+
+    fn refused(&self) {
+        self.state.reloads.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Follows a file: reloads when it has changed (if it wants that, see
+    /// [`Source::look`]), when a certificate or key file that it names has,
+    /// and whenever `asked` says so. A bad file is reported, and changes
+    /// nothing. Never ends.
+    pub async fn follow(&self, mut source: Source, asked: Receiver<()>) {
+        let mut looks = Timer::interval(LOOK);
+        loop {
+            let mut question = std::pin::pin!(asked.recv());
+            let was_asked = poll_fn(|cx| match question.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => Poll::Ready(true),
+                // Nobody can ask any more.
+                Poll::Ready(Err(_)) | Poll::Pending => {
+                    futures_lite::StreamExt::poll_next(&mut looks, cx).map(|_| false)
+                }
+            })
+            .await;
+            let loaded = if was_asked {
+                info!("configuration: asked to reload");
+                Some(source.load())
+            } else {
+                source.look()
+            };
+            match loaded {
+                None => {}
+                Some(Ok(config)) => {
+                    let path = source.path().display().to_string();
+                    for warning in &config.warnings {
+                        warn!("{path}: {warning}");
+                    }
+                    if let Err(error) = self.reload(config).await {
+                        error!("{path}: not taken, the configuration before it goes on: {error}");
+                    }
+                }
+                Some(Err(error)) => {
+                    self.refused();
+                    report(&source, &error);
+                }
+            }
+        }
+    }
+}
+
+fn report(source: &Source, error: &ConfigError) {
+    let path = source.path().display();
+    for problem in &error.problems {
+        error!("{path}: {problem}");
+    }
+    error!("{path}: not taken, the configuration before it goes on");
+}

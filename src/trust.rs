@@ -1,0 +1,451 @@
+//! The open connections to SPIFFE peers of one worker, and whether each peer
+//! would still be admitted today.
+//!
+//! A peer is admitted once, in its handshake. Trust does not end there: an
+//! authority leaves its bundle, our own identity is withdrawn, an allowlist
+//! is narrowed by a reload. Each such change is followed by a look at every
+//! open connection. One whose peer would not be admitted any more has **lost
+//! its trust**: it serves no further exchange, and what is under way on it has
+//! `spiffe.trustLossGrace` to finish. Trust that comes back in time is as good
+//! as before.
+//!
+//! Expiry is no loss of trust. A peer is judged by today's authorities and
+//! today's allowlist, but as of the time of its handshake; else every tunnel
+//! would die with the first certificate that is renewed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use log::{info, warn};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use slab::Slab;
+use spiffe::SpiffeId;
+
+use crate::config::{Config, Spiffe};
+use crate::identity::{Identity, Snapshot};
+use crate::metrics::{EXPIRED, Recorder, TRUST_LOST};
+use crate::runtime::{Runtime, Timer};
+use crate::tls::verifier::{PeerError, Role, VerifiedPeer, verify};
+use crate::tls::{provider, unix_now};
+use crate::transport::Transport;
+
+/// How often deadlines and expiry are looked at, while there is one to meet.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why a peer would not be admitted any more.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Loss {
+    /// We have no identity ourselves.
+    Withdrawn,
+    /// We have another identity than the one that we showed.
+    Renamed,
+    /// The configuration has no such SPIFFE transport any more.
+    NoTransport,
+    /// The verifier says no.
+    Peer(PeerError),
+    /// A certificate of the handshake has expired (`spiffe.closeOnExpiry`).
+    Expired,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Withdrawn => f.write_str("our own identity was withdrawn"),
+            Self::Renamed => f.write_str("we have another SPIFFE ID than the one shown to it"),
+            Self::NoTransport => {
+                f.write_str("the configuration has no such transport with spiffe any more")
+            }
+            Self::Peer(error) => write!(f, "the peer would not be admitted any more: {error}"),
+            Self::Expired => {
+                f.write_str("a certificate of its handshake has expired (closeOnExpiry)")
+            }
+        }
+    }
+}
+
+impl Loss {
+    /// What an HTTP client is told, with the error type of RFC 9209.
+    pub(crate) fn status(&self) -> (u16, &'static str) {
+        match self {
+            Self::Withdrawn | Self::Renamed | Self::NoTransport => (503, "destination_unavailable"),
+            Self::Peer(_) | Self::Expired => (502, "tls_certificate_error"),
+        }
+    }
+}
+
+/// On what a peer was admitted.
+#[derive(Debug)]
+pub(crate) struct Grounds {
+    pub(crate) peer: VerifiedPeer,
+    /// Whom we said to be.
+    pub(crate) own: SpiffeId,
+    /// As it came, leaf first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// The transport's name; its policy is looked up anew each time.
+    pub(crate) transport: String,
+    /// When the handshake was.
+    pub(crate) at: UnixTime,
+    /// The earlier end of the two leaves' lives, Unix seconds.
+    pub(crate) not_after: i64,
+}
+
+/// Whether a peer admitted on these grounds would be admitted by `snapshot`
+/// and `policy`. Pure.
+fn judge(
+    grounds: &Grounds,
+    snapshot: Option<&Snapshot>,
+    policy: Option<&Transport>,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<(), Loss> {
+    let allowlist = policy.and_then(Transport::allowlist);
+    let allowlist = allowlist.ok_or(Loss::NoTransport)?;
+    let snapshot = snapshot.ok_or(Loss::Withdrawn)?;
+    if *snapshot.svid().id() != grounds.own {
+        return Err(Loss::Renamed);
+    }
+    verify(
+        &grounds.chain,
+        Role::Server,
+        snapshot,
+        allowlist,
+        algorithms,
+        grounds.at,
+    )
+    .map(|_| ())
+    .map_err(Loss::Peer)
+}
+
+/// The state of all that decides about a peer: of the identity, and of the
+/// configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Version {
+    generation: u64,
+    configuration: u64,
+}
+
+/// What is left to a connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Standing {
+    Good,
+    /// Until then, for what is under way.
+    Lost(Loss, Instant),
+    /// Nothing.
+    Over(Loss),
+}
+
+#[derive(Debug)]
+struct Connection {
+    grounds: Grounds,
+    /// As of when its standing is right.
+    seen: Cell<Version>,
+    standing: RefCell<Standing>,
+    is_tunnel: Cell<bool>,
+    /// Of whoever uses it, once it is over.
+    waker: RefCell<Option<Waker>>,
+}
+
+/// All open connections of a worker to SPIFFE peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Trust(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    identity: Identity,
+    recorder: Rc<Recorder>,
+    algorithms: WebPkiSupportedAlgorithms,
+    open: RefCell<Slab<Rc<Connection>>>,
+    /// Today's transports, by name.
+    policies: RefCell<HashMap<String, Arc<Transport>>>,
+    /// Grows with each reload.
+    configuration: Cell<u64>,
+    grace: Cell<Duration>,
+    closes_on_expiry: Cell<bool>,
+    bell: (Sender<()>, Receiver<()>),
+}
+
+impl Trust {
+    pub(crate) fn new(identity: Identity, recorder: Rc<Recorder>) -> Self {
+        let bell = async_channel::bounded(1);
+        identity.changed().ring_into(bell.0.clone());
+        Self(Rc::new(Inner {
+            identity,
+            recorder,
+            algorithms: provider().signature_verification_algorithms,
+            open: RefCell::default(),
+            policies: RefCell::default(),
+            configuration: Cell::new(0),
+            grace: Cell::new(Duration::ZERO),
+            closes_on_expiry: Cell::new(false),
+            bell,
+        }))
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// From now on these transports decide.
+    pub(crate) fn configure(&self, config: &Config) {
+        let Spiffe {
+            trust_loss_grace,
+            close_on_expiry,
+            ..
+        } = config.spiffe;
+        self.set(&config.transports, trust_loss_grace, close_on_expiry);
+    }
+
+    fn set(&self, transports: &[Arc<Transport>], grace: Duration, closes_on_expiry: bool) {
+        let named = |it: &Arc<Transport>| (it.name.clone(), Arc::clone(it));
+        *self.0.policies.borrow_mut() = transports.iter().map(named).collect();
+        self.0.grace.set(grace);
+        self.0.closes_on_expiry.set(closes_on_expiry);
+        self.0
+            .configuration
+            .set(self.0.configuration.get().wrapping_add(1));
+        // Full: it has been rung already.
+        let _rung = self.0.bell.0.try_send(());
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            generation: self.0.identity.generation(),
+            configuration: self.0.configuration.get(),
+        }
+    }
+
+    /// Enters a connection whose handshake is over. What has changed during
+    /// the handshake is taken into account: nobody comes in late on a trust
+    /// that is gone.
+    ///
+    /// # Errors
+    /// The peer would not be admitted now.
+    pub(crate) fn admit(&self, grounds: Grounds) -> Result<Admission, Loss> {
+        let seen = self.version();
+        self.judge(&grounds)?;
+        let connection = Rc::new(Connection {
+            grounds,
+            seen: Cell::new(seen),
+            standing: RefCell::new(Standing::Good),
+            is_tunnel: Cell::new(false),
+            waker: RefCell::new(None),
+        });
+        let slot = self.0.open.borrow_mut().insert(Rc::clone(&connection));
+        Ok(Admission {
+            connection,
+            slot,
+            trust: self.clone(),
+        })
+    }
+
+    fn judge(&self, grounds: &Grounds) -> Result<(), Loss> {
+        let snapshot = self.0.identity.current();
+        let policies = self.0.policies.borrow();
+        let policy = policies.get(&grounds.transport).map(Arc::as_ref);
+        judge(grounds, snapshot.as_deref(), policy, &self.0.algorithms)
+    }
+
+    /// Follows changes of the identity and of the configuration, and calls
+    /// `changed` after each. Never ends.
+    pub(crate) async fn follow<R: Runtime>(&self, runtime: &R, changed: impl Fn()) {
+        let mut timer = runtime.timer();
+        loop {
+            timer.set(self.next(runtime.now()));
+            let mut bell = std::pin::pin!(self.0.bell.1.recv());
+            let rung = poll_fn(|cx| match bell.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending => timer.poll(cx).map(|()| false),
+            })
+            .await;
+            let now = runtime.now();
+            if rung {
+                self.look(now);
+                changed();
+            }
+            self.finish(now, unix_now());
+        }
+    }
+
+    /// When the next deadline has to be looked at.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let open = self.0.open.borrow();
+        let deadlines = open
+            .iter()
+            .filter_map(|(_, it)| match *it.standing.borrow() {
+                Standing::Lost(_, until) => Some(until),
+                _ => None,
+            });
+        let tick = self.0.closes_on_expiry.get() && !open.is_empty();
+        let tick = tick.then(|| now.checked_add(TICK)).flatten();
+        deadlines.min().into_iter().chain(tick).min()
+    }
+
+    /// Judges every connection that was not judged since the last change.
+    fn look(&self, now: Instant) {
+        let version = self.version();
+        // Many connections lead to the same few peers.
+        let mut verdicts: HashMap<(&str, &[u8], u64), Result<(), Loss>> = HashMap::new();
+        let mut news: HashMap<(String, String, String), usize> = HashMap::new();
+        let open: Vec<Rc<Connection>> = {
+            let open = self.0.open.borrow();
+            let stale = open.iter().filter(|(_, it)| it.seen.get() != version);
+            stale.map(|(_, it)| Rc::clone(it)).collect()
+        };
+        for it in &open {
+            let grounds = &it.grounds;
+            let leaf = grounds.chain.first().map_or(&[][..], |leaf| leaf.as_ref());
+            let verdict = verdicts
+                .entry((&grounds.transport, leaf, grounds.at.as_secs()))
+                .or_insert_with(|| self.judge(grounds));
+            it.seen.set(version);
+            if let Some(words) = self.apply(it, verdict.clone(), now) {
+                let peer = grounds.peer.id().to_string();
+                *news
+                    .entry((grounds.transport.clone(), peer, words))
+                    .or_default() += 1;
+            }
+        }
+        for ((transport, peer, words), count) in news {
+            warn!("{transport}: {count} open connections to {peer}: {words}");
+        }
+    }
+
+    /// Says what is new, if it is.
+    fn apply(&self, it: &Connection, verdict: Result<(), Loss>, now: Instant) -> Option<String> {
+        let mut standing = it.standing.borrow_mut();
+        match (&*standing, verdict) {
+            (Standing::Over(_), _) | (Standing::Good, Ok(())) | (Standing::Lost(..), Err(_)) => {
+                None
+            }
+            (Standing::Lost(..), Ok(())) => {
+                *standing = Standing::Good;
+                Some("trusted again".to_owned())
+            }
+            (Standing::Good, Err(loss)) => {
+                let grace = self.0.grace.get();
+                let words = format!("{loss}; what is under way has {grace:?} (trustLossGrace)");
+                // A grace beyond the end of time has no end.
+                let until = now.checked_add(grace).unwrap_or(now);
+                *standing = Standing::Lost(loss, until);
+                Some(words)
+            }
+        }
+    }
+
+    /// Ends what is over.
+    fn finish(&self, now: Instant, unix: i64) {
+        let closes_on_expiry = self.0.closes_on_expiry.get();
+        for (_, it) in self.0.open.borrow().iter() {
+            let mut standing = it.standing.borrow_mut();
+            let over = match &*standing {
+                Standing::Lost(loss, until) if *until <= now => loss.clone(),
+                Standing::Good | Standing::Lost(..)
+                    if closes_on_expiry && it.is_tunnel.get() && unix > it.grounds.not_after =>
+                {
+                    Loss::Expired
+                }
+                _ => continue,
+            };
+            *standing = Standing::Over(over);
+            let waker = it.waker.borrow_mut().take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// A connection to an admitted peer. To be kept as long as the connection.
+#[derive(Debug)]
+pub struct Admission {
+    connection: Rc<Connection>,
+    slot: usize,
+    trust: Trust,
+}
+
+impl Admission {
+    /// Who the peer is.
+    #[must_use]
+    pub fn peer(&self) -> &VerifiedPeer {
+        &self.connection.grounds.peer
+    }
+
+    /// Whether the connection may serve another exchange at `unix` (seconds):
+    /// its peer would be admitted now, and neither leaf of its handshake has
+    /// expired.
+    pub(crate) fn is_fit(&self, unix: i64) -> bool {
+        let it = &self.connection;
+        if unix > it.grounds.not_after {
+            return false;
+        }
+        let version = self.trust.version();
+        if it.seen.get() != version {
+            // The change is so new that it was not looked at yet.
+            return self.trust.judge(&it.grounds).is_ok();
+        }
+        *it.standing.borrow() == Standing::Good
+    }
+
+    /// From now on it carries something that has no end of its own.
+    pub(crate) fn becomes_tunnel(&self) {
+        self.connection.is_tunnel.set(true);
+        // The first to be watched for its expiry.
+        if self.trust.0.closes_on_expiry.get() {
+            let _rung = self.trust.0.bell.0.try_send(());
+        }
+    }
+
+    /// Ready once what is under way must end.
+    pub(crate) fn poll_over(&self, cx: &Context<'_>) -> Poll<Loss> {
+        let it = &self.connection;
+        if let Standing::Over(loss) = &*it.standing.borrow() {
+            return Poll::Ready(loss.clone());
+        }
+        let mut waker = it.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Counts a connection that is closed because it is not fit. `usage` is
+    /// what it was used for: `idle`, `exchange`, `tunnel` or `upgrade`.
+    pub(crate) fn count_closed(&self, usage: &str) {
+        let grounds = &self.connection.grounds;
+        let lost = match &*self.connection.standing.borrow() {
+            Standing::Over(Loss::Expired) => false,
+            Standing::Lost(..) | Standing::Over(_) => true,
+            Standing::Good => self.trust.judge(grounds).is_err(),
+        };
+        let family = if lost { &TRUST_LOST } else { &EXPIRED };
+        let counter = self
+            .trust
+            .0
+            .recorder
+            .counter(family, &[&grounds.transport, usage]);
+        counter.add(1);
+        info!(
+            "{}: a connection to {} is closed ({usage}): {}",
+            grounds.transport,
+            grounds.peer.id(),
+            if lost {
+                "its peer is not trusted any more"
+            } else {
+                "a certificate of its handshake has expired"
+            }
+        );
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.trust.0.open.borrow_mut().try_remove(self.slot);
+    }
+}

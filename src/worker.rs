@@ -1,0 +1,379 @@
+//! One worker: its entry points, its connections, and how both change over
+//! time. It shares nothing with other workers but the [`State`].
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_channel::{Receiver, Sender};
+use futures_lite::FutureExt;
+use log::{info, warn};
+
+use crate::config::{Config, EntryPoint, HttpService, Serves};
+use crate::dial::Dialer;
+use crate::drain::{Drain, Running};
+use crate::http::pool::{Pool, Slot};
+use crate::http::{self, Http, Service};
+use crate::listener::{Accept, Bound, Counts, accept};
+use crate::metrics::Recorder;
+use crate::runtime::{Runtime, sleep, within};
+use crate::state::{Once, State};
+use crate::tcp::{self, Tcp};
+use crate::trust::Trust;
+
+/// A configuration for a worker, the first or another.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) config: Arc<Config>,
+    /// For entry points that the worker has no socket for yet.
+    pub(crate) sockets: Vec<(Key, Bound)>,
+    /// Dropped once it is applied.
+    pub(crate) applied: Sender<()>,
+}
+
+/// What makes an entry point the same one after a reload: its listener, its
+/// queue and its connections stay.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    /// As in the file: a port of 0 is 0.
+    pub(crate) address: SocketAddr,
+    is_tcp: bool,
+}
+
+impl Key {
+    pub(crate) fn of(entry: &EntryPoint) -> Self {
+        Self {
+            name: entry.name.clone(),
+            address: entry.address,
+            is_tcp: matches!(entry.serves, Serves::Tcp(_)),
+        }
+    }
+}
+
+/// A worker that listens.
+struct Worker<R: Runtime> {
+    runtime: R,
+    state: Arc<State>,
+    recorder: Rc<Recorder>,
+    trust: Trust,
+    dialer: Rc<Dialer<R>>,
+    pool: Rc<Pool<R>>,
+    /// Our host name.
+    server: Rc<str>,
+    entries: Vec<Entry<R>>,
+    /// How each entry point that has ended did so.
+    ended: (Sender<bool>, Receiver<bool>),
+    /// Set at the end, for tasks that nothing else ends.
+    over: Once,
+}
+
+/// An entry point on this worker.
+struct Entry<R: Runtime> {
+    key: Key,
+    terms: Rc<Terms>,
+    serves: Serving<R>,
+}
+
+/// What a reload may change of an entry point that stays.
+#[derive(Debug)]
+struct Terms {
+    drain: Drain,
+    connections_max: Cell<usize>,
+    accept_grace: Cell<Duration>,
+    grace: Cell<Duration>,
+    is_removed: Cell<bool>,
+}
+
+enum Serving<R: Runtime> {
+    Http(Rc<Http<R>>),
+    Tcp(Rc<Tcp<R>>),
+}
+
+/// Serves what `changes` brings, until the proxy is stopped and what is in
+/// flight has finished. Returns whether it did in time.
+pub(crate) async fn run<R: Runtime>(
+    runtime: R,
+    state: Arc<State>,
+    changes: Receiver<Change>,
+) -> io::Result<bool> {
+    let Some(first) = wait_to_listen(&state, &changes).await else {
+        return Ok(true);
+    };
+    let recorder = Rc::new(state.metrics.recorder());
+    let trust = Trust::new(state.identity.clone(), Rc::clone(&recorder));
+    let dialer = Dialer::new(runtime.clone(), trust.clone(), Rc::clone(&recorder));
+    let dialer = Rc::new(dialer);
+    let mut worker = Worker {
+        pool: Rc::new(Pool::new(Rc::clone(&dialer), Rc::clone(&recorder))),
+        runtime,
+        state,
+        recorder,
+        trust,
+        dialer,
+        server: host_name().into(),
+        entries: Vec::new(),
+        ended: async_channel::unbounded(),
+        over: Once::new(),
+    };
+    worker.follow_trust();
+    let drained = worker.serve(first, &changes).await;
+    worker.over.set();
+    drained
+}
+
+/// `None`: stopped before anyone could connect.
+async fn wait_to_listen(state: &State, changes: &Receiver<Change>) -> Option<Change> {
+    let mut newest: Option<Change> = None;
+    let stopped = async {
+        state.stop.wait().await;
+        None
+    };
+    let go = async {
+        state.go.wait().await;
+        Some(None)
+    };
+    let mut either = std::pin::pin!(stopped.or(go));
+    loop {
+        let change = async { changes.recv().await.ok().map(Some) };
+        // A change first: what was asked for before the start is part of it.
+        match change.or(either.as_mut()).await? {
+            None => return newest,
+            Some(mut change) => {
+                if let Some(before) = newest.take() {
+                    let kept = before.sockets.into_iter();
+                    let wanted = |key: &Key| {
+                        let entries = &change.config.entry_points;
+                        entries.iter().any(|entry| Key::of(entry) == *key)
+                    };
+                    let kept: Vec<_> = kept.filter(|(key, _)| wanted(key)).collect();
+                    change.sockets.extend(kept);
+                }
+                newest = Some(change);
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Worker<R> {
+    async fn serve(&mut self, first: Change, changes: &Receiver<Change>) -> io::Result<bool> {
+        let state = Arc::clone(&self.state);
+        self.apply(first)?;
+        state.listening.fetch_add(1, Ordering::Relaxed);
+        info!("a worker listens");
+        loop {
+            let stopped = async {
+                state.stop.wait().await;
+                None
+            };
+            let change = async { changes.recv().await.ok() };
+            let Some(change) = stopped.or(change).await else {
+                break;
+            };
+            self.apply(change)?;
+        }
+        let mut drained = true;
+        let (sender, ended) = &self.ended;
+        // Each entry point holds a sender.
+        while sender.sender_count() > 1 || !ended.is_empty() {
+            if let Ok(in_time) = ended.recv().await {
+                drained &= in_time;
+            }
+        }
+        Ok(drained)
+    }
+
+    /// Looks at open connections whenever what we trust has changed.
+    fn follow_trust(&self) {
+        let (runtime, trust) = (self.runtime.clone(), self.trust.clone());
+        let (pool, over) = (Rc::clone(&self.pool), self.over.clone());
+        self.runtime.spawn(async move {
+            let following = trust.follow(&runtime, || {
+                pool.close_unfit();
+            });
+            over.wait().or(following).await;
+        });
+    }
+
+    /// Makes a configuration the one that runs. What is open stays open as
+    /// long as its entry point does.
+    fn apply(&mut self, change: Change) -> io::Result<()> {
+        let Change {
+            config,
+            mut sockets,
+            applied: _applied,
+        } = change;
+        // Before anything is served by it.
+        self.trust.configure(&config);
+        self.dialer.forget();
+        let mut services: Vec<Rc<Service<R>>> = Vec::new();
+        let mut before = std::mem::take(&mut self.entries);
+        for entry in &config.entry_points {
+            let key = Key::of(entry);
+            if let Some(index) = before.iter().position(|it| it.key == key) {
+                let kept = before.swap_remove(index);
+                self.renew(&kept, entry, &mut services);
+                self.entries.push(kept);
+                continue;
+            }
+            let bound = sockets.iter().position(|(of, _)| *of == key);
+            let bound = bound.map(|index| sockets.swap_remove(index).1);
+            // The control side has bound one for each.
+            let bound = bound.ok_or_else(|| io::Error::other(format!("no socket: {key:?}")))?;
+            self.open(key, entry, bound, &mut services)?;
+        }
+        for gone in before {
+            gone.terms.is_removed.set(true);
+            gone.terms.drain.stop();
+        }
+        let used: Vec<Rc<Slot<R>>> = services
+            .iter()
+            .flat_map(|service| service.slots())
+            .map(Rc::clone)
+            .collect();
+        self.pool.keep_only(&used);
+        Ok(())
+    }
+
+    /// The service of this configuration, made once however many routes lead
+    /// to it.
+    fn service(&self, known: &mut Vec<Rc<Service<R>>>, of: &Arc<HttpService>) -> Rc<Service<R>> {
+        if let Some(known) = known.iter().find(|known| known.is_for(of)) {
+            return Rc::clone(known);
+        }
+        let service = Rc::new(Service::new(of, &self.pool));
+        known.push(Rc::clone(&service));
+        service
+    }
+
+    fn http_plan(
+        &self,
+        name: &str,
+        entry: &Arc<crate::config::HttpEntry>,
+        services: &mut Vec<Rc<Service<R>>>,
+    ) -> http::Plan<R> {
+        let services = RefCell::new(services);
+        let service = |of: &Arc<HttpService>| self.service(&mut services.borrow_mut(), of);
+        http::Plan::new(name, entry, service, &self.recorder)
+    }
+
+    /// An entry point that stays.
+    fn renew(&self, kept: &Entry<R>, entry: &EntryPoint, services: &mut Vec<Rc<Service<R>>>) {
+        self.set_terms(&kept.terms, entry);
+        match (&kept.serves, &entry.serves) {
+            (Serving::Http(http), Serves::Http(config)) => {
+                http.replace(self.http_plan(&entry.name, config, services));
+            }
+            (Serving::Tcp(tcp), Serves::Tcp(service)) => {
+                tcp.replace(tcp::Plan::new(&entry.name, service, &self.recorder));
+            }
+            // The kind is part of the key.
+            _ => {}
+        }
+    }
+
+    fn set_terms(&self, terms: &Terms, entry: &EntryPoint) {
+        let max = entry.connections_max.div_ceil(self.state.workers.max(1));
+        terms.connections_max.set(max);
+        terms.accept_grace.set(entry.accept_grace);
+        terms.grace.set(entry.grace);
+        terms.drain.recheck();
+    }
+
+    /// An entry point that is new.
+    fn open(
+        &mut self,
+        key: Key,
+        entry: &EntryPoint,
+        bound: Bound,
+        services: &mut Vec<Rc<Service<R>>>,
+    ) -> io::Result<()> {
+        let listener = self.runtime.listener(bound.listen()?)?;
+        let terms = Rc::new(Terms {
+            drain: Drain::default(),
+            connections_max: Cell::new(1),
+            accept_grace: Cell::new(Duration::ZERO),
+            grace: Cell::new(Duration::ZERO),
+            is_removed: Cell::new(false),
+        });
+        self.set_terms(&terms, entry);
+        let name = entry.name.as_str();
+        let serves = match &entry.serves {
+            Serves::Http(config) => {
+                let plan = self.http_plan(name, config, services);
+                let (pool, server) = (Rc::clone(&self.pool), Rc::clone(&self.server));
+                let http = Rc::new(Http::new(name, plan, pool, server));
+                let served = Rc::clone(&http);
+                self.start(name, &terms, listener, move |stream, peer, running| {
+                    let http = Rc::clone(&served);
+                    async move { http.serve(stream, peer, &running).await }
+                });
+                Serving::Http(http)
+            }
+            Serves::Tcp(service) => {
+                let plan = tcp::Plan::new(name, service, &self.recorder);
+                let tcp = Rc::new(Tcp::new(name, plan, Rc::clone(&self.dialer)));
+                let served = Rc::clone(&tcp);
+                self.start(name, &terms, listener, move |stream, peer, running| {
+                    let tcp = Rc::clone(&served);
+                    async move { tcp.serve(stream, peer, &running).await }
+                });
+                Serving::Tcp(tcp)
+            }
+        };
+        self.entries.push(Entry { key, terms, serves });
+        Ok(())
+    }
+
+    /// Starts the task of an entry point: it accepts until the drain begins,
+    /// gives what is open its time, and cuts the rest.
+    fn start<F: Future<Output = ()> + 'static>(
+        &self,
+        name: &str,
+        terms: &Rc<Terms>,
+        listener: R::Listener,
+        serve: impl Fn(R::Stream, SocketAddr, Running) -> F + 'static,
+    ) {
+        let (runtime, name, terms) = (self.runtime.clone(), name.to_owned(), Rc::clone(terms));
+        let (state, ended) = (Arc::clone(&self.state), self.ended.0.clone());
+        let counts = Counts::new(&self.recorder, &name);
+        self.runtime.spawn(async move {
+            let drain = &terms.drain;
+            let told = async {
+                state.stop.wait().await;
+                sleep(&runtime, terms.accept_grace.get()).await;
+                drain.stop();
+                std::future::pending().await
+            };
+            let entry = Accept {
+                name: &name,
+                connections_max: &terms.connections_max,
+                drain,
+                counts: &counts,
+            };
+            accept(&runtime, &listener, &entry, serve).or(told).await;
+            drop(listener);
+            let grace = Some(terms.grace.get());
+            let in_time = within(&runtime, grace, drain.done()).await.is_some();
+            if !in_time {
+                warn!(
+                    "{name}: {} connections were still open when graceTimeOut was over",
+                    drain.running()
+                );
+                drain.cut();
+                drain.done().await;
+            }
+            // Nobody asks about an entry point that a reload took away.
+            let _told = ended.try_send(in_time || terms.is_removed.get());
+        });
+    }
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
