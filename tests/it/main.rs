@@ -16,8 +16,12 @@
     reason = "tests may block: each runs on a thread of its own"
 )]
 
+// /metrics and /status.
+mod admin;
 // Files in, problems out; and what a good file means.
 mod config;
+// Ending: accept grace, drain, cut.
+mod drain;
 // The README's claims: its files load, every key is in it.
 mod documents;
 // HTTP/1.1 through the proxy, byte for byte.
@@ -28,8 +32,12 @@ mod identity;
 mod names;
 // The binary: exit codes, signals, what it prints.
 mod process;
+// Another configuration while it runs.
+mod reload;
 // TCP through the proxy.
 mod tcp;
+// Open connections and the trust in their peers.
+mod trust;
 // Whom the verifier admits, case by case.
 mod verifier;
 // The proxy in a world with an agent, a CA and backends.

@@ -88,7 +88,11 @@ servers = [{{ url = "https://{}" }}]
 
     /// A proxy with one TCP route to one SPIFFE backend.
     pub fn tcp(&self, on: On, backend: &Backend, peers: &str) -> Running {
-        let text = format!(
+        Running::start(on, &self.tcp_text(backend, peers))
+    }
+
+    pub fn tcp_text(&self, backend: &Backend, peers: &str) -> String {
+        format!(
             r#"{}
 [entryPoints.db]
 address = "127.0.0.1:0"
@@ -104,9 +108,22 @@ servers = [{{ address = "{}", tls = true }}]
 "#,
             self.spiffe_table(),
             backend.address
-        );
-        Running::start(on, &text)
+        )
     }
+
+    /// Has the agent send our SVID with a bundle of these authorities.
+    pub fn trust(&self, authorities: &[&Authority]) {
+        self.agent
+            .answer(Answer::Send(trusting(&self.ca, authorities)));
+    }
+}
+
+/// A message with one SVID of `ca`, and a bundle of these authorities.
+pub fn trusting(ca: &Authority, authorities: &[&Authority]) -> Response {
+    let mut response = issued(ca, OWN_ID);
+    let bundle = authorities.iter().flat_map(|it| it.der().to_vec());
+    response.svids[0].bundle = bundle.collect();
+    response
 }
 
 /// A message with one SVID of this CA.
