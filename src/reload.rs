@@ -124,7 +124,7 @@ impl Desk {
             let change = Change {
                 config: Arc::clone(config),
                 sockets,
-                applied: applied.clone(),
+                applied: Some(applied.clone()),
             };
             // A worker that has ended needs none.
             drop(worker.try_send(change));

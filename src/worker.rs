@@ -32,7 +32,7 @@ pub(crate) struct Change {
     /// For entry points that the worker has no socket for yet.
     pub(crate) sockets: Vec<(Key, Bound)>,
     /// Dropped once it is applied.
-    pub(crate) applied: Sender<()>,
+    pub(crate) applied: Option<Sender<()>>,
 }
 
 /// What makes an entry point the same one after a reload: its listener, its
@@ -144,6 +144,8 @@ async fn wait_to_listen(state: &State, changes: &Receiver<Change>) -> Option<Cha
         match change.or(either.as_mut()).await? {
             None => return newest,
             Some(mut change) => {
+                // There is nothing yet that goes on as before.
+                change.applied = None;
                 if let Some(before) = newest.take() {
                     let kept = before.sockets.into_iter();
                     let wanted = |key: &Key| {

@@ -167,10 +167,9 @@ fn a_new_entry_point_listens_and_one_that_is_gone_drains(on: On) {
 }
 
 fn an_address_that_is_taken_refuses_the_whole(on: On) {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap();
     // Without SO_REUSEPORT it is nobody else's.
-    let _taken = TcpListener::bind(taken).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap();
     let (one, two) = (named("one"), named("two"));
     let proxy = Running::start(on, &plain(&[WEB], &one));
     let free = ("free", "address = \"127.0.0.1:0\"");
@@ -196,7 +195,8 @@ fn pools_of_unchanged_transports_stay_warm_and_others_are_closed(on: On) {
     let told = Mutex::new(told);
     let backend = world.backend("spiffe://example.org/api", move |wire| {
         echo_heads(wire);
-        told.lock().unwrap().send(()).unwrap();
+        // At the end of the test nobody listens.
+        let _told = told.lock().unwrap().send(());
     });
     let text = world.http_text(&backend, "trustDomain = \"example.org\"");
     let proxy = Running::start(on, &text);
@@ -432,7 +432,7 @@ fn a_proxy_that_is_ending_takes_none(on: On) {
     let released = Mutex::new(released);
     let backend = Backend::plain(move |wire| {
         read_head(wire);
-        drop(released.lock().unwrap().recv());
+        let _ended = released.lock().unwrap().recv();
     });
     let text = plain(&[WEB], &backend);
     let proxy = Running::start(on, &text);
