@@ -184,6 +184,17 @@ impl Identity {
         }
     }
 
+    /// Publishes a snapshot that no agent has sent, under the next generation.
+    #[cfg(test)]
+    pub(crate) fn publish_for_tests(&self, snapshot: Arc<Snapshot>) {
+        let snapshot = Arc::try_unwrap(snapshot).map(|it| it.renumbered(self.generation() + 1));
+        let state = self.0.current.write();
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if let Ok(snapshot) = snapshot {
+            self.publish(&mut state, Arc::new(snapshot));
+        }
+    }
+
     fn publish(&self, state: &mut State, snapshot: Arc<Snapshot>) {
         let generation = snapshot.generation();
         state.snapshot = Some(snapshot);

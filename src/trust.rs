@@ -449,3 +449,269 @@ impl Drop for Admission {
         self.trust.0.open.borrow_mut().try_remove(self.slot);
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/support/pki.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared with the integration tests, which use all of it"
+)]
+mod pki;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
+mod tests {
+    use super::pki::{Authority, leaf};
+    use super::*;
+    use crate::metrics::{Metrics, Text};
+    use crate::tls::verifier::VerifiedPeer;
+    use crate::transport::{Allowlist, Authentication, TlsVersions};
+    use futures_lite::future::poll_once;
+
+    const PEER: &str = "spiffe://example.org/db";
+    const OWN: &str = "spiffe://example.org/proxy";
+    const GRACE: Duration = Duration::from_secs(30);
+
+    /// A worker's trust, with one CA and times of our choice.
+    struct Room {
+        ca: Authority,
+        identity: Identity,
+        metrics: Metrics,
+        trust: Trust,
+        begin: Instant,
+    }
+
+    impl Room {
+        fn new() -> Self {
+            let identity = Identity::new();
+            let metrics = Metrics::default();
+            let trust = Trust::new(identity.clone(), Rc::new(metrics.recorder()));
+            trust.set(&[transport("t", PEER)], GRACE, false);
+            let room = Self {
+                ca: Authority::new("example.org"),
+                identity,
+                metrics,
+                trust,
+                begin: Instant::now(),
+            };
+            room.publish(OWN, &[&room.ca]);
+            room
+        }
+
+        fn publish(&self, own: &str, authorities: &[&Authority]) {
+            let ours = leaf(&self.ca, own, |_| {});
+            let bundle = authorities.iter().map(|it| it.der().to_vec()).collect();
+            let snapshot = Snapshot::for_tests(
+                own,
+                ours.chain,
+                ours.key_pkcs8_der,
+                vec![("example.org", bundle)],
+            );
+            self.identity.publish_for_tests(snapshot.unwrap());
+        }
+
+        fn grounds(&self, transport: &str, at: u64, not_after: i64) -> Grounds {
+            let theirs = leaf(&self.ca, PEER, |params| {
+                params.not_before = time::OffsetDateTime::from_unix_timestamp(0).unwrap();
+                params.not_after = time::OffsetDateTime::from_unix_timestamp(not_after).unwrap();
+            });
+            Grounds {
+                peer: VerifiedPeer::for_tests(PEER),
+                own: SpiffeId::new(OWN).unwrap(),
+                chain: theirs.chain,
+                transport: transport.to_owned(),
+                at: UnixTime::since_unix_epoch(Duration::from_secs(at)),
+                not_after,
+            }
+        }
+
+        fn admit(&self) -> Admission {
+            self.trust.admit(self.grounds("t", NOW, FAR)).unwrap()
+        }
+
+        /// What the follower does, so many seconds after the beginning.
+        fn follow(&self, seconds: u64, unix: i64) {
+            let now = self.begin + Duration::from_secs(seconds);
+            self.trust.look(now);
+            self.trust.finish(now, unix);
+        }
+
+        fn page(&self) -> String {
+            let mut text = Text::default();
+            self.metrics.write(&mut text);
+            text.into_string()
+        }
+    }
+
+    /// 2030, within the lives of the test authorities.
+    const NOW: u64 = 1_893_456_000;
+    const UNIX: i64 = 1_893_456_000;
+    const FAR: i64 = 2_000_000_000;
+
+    fn transport(name: &str, id: &str) -> Arc<Transport> {
+        let ids = [SpiffeId::new(id).unwrap()];
+        Arc::new(Transport {
+            name: name.to_owned(),
+            authentication: Authentication::Spiffe(Allowlist::Ids(ids.into())),
+            server_name: None,
+            versions: TlsVersions::Both,
+            alpn: &[],
+            dial_timeout: None,
+            handshake_timeout: Duration::from_secs(10),
+            keep_alive: None,
+        })
+    }
+
+    fn over(admission: &Admission) -> Option<Loss> {
+        let waiting = poll_once(poll_fn(|cx| admission.poll_over(cx)));
+        futures_lite::future::block_on(waiting)
+    }
+
+    #[test]
+    fn what_is_under_way_has_the_grace_and_not_a_second_more() {
+        let room = Room::new();
+        let admission = room.admit();
+        assert!(admission.is_fit(UNIX));
+        room.publish(OWN, &[]);
+        // Before anyone has looked at it.
+        assert!(!admission.is_fit(UNIX));
+        room.follow(0, UNIX);
+        assert!(!admission.is_fit(UNIX));
+        room.follow(29, UNIX);
+        assert_eq!(over(&admission), None);
+        // Another change does not begin it anew.
+        room.publish(OWN, &[]);
+        room.follow(29, UNIX);
+        room.follow(30, UNIX);
+        assert!(matches!(over(&admission), Some(Loss::Peer(_))));
+        admission.count_closed("tunnel");
+        let line = "svidgate_trust_loss_closed_total{transport=\"t\",use=\"tunnel\"} 1\n";
+        assert!(room.page().contains(line), "{}", room.page());
+    }
+
+    #[test]
+    fn trust_that_comes_back_in_time_is_as_good_as_before() {
+        let room = Room::new();
+        let admission = room.admit();
+        room.publish(OWN, &[]);
+        room.follow(0, UNIX);
+        room.publish(OWN, &[&room.ca]);
+        room.follow(29, UNIX);
+        assert!(admission.is_fit(UNIX));
+        room.follow(1000, UNIX);
+        assert_eq!(over(&admission), None);
+        // The next loss has a grace of its own.
+        room.publish(OWN, &[]);
+        room.follow(2000, UNIX);
+        room.follow(2029, UNIX);
+        assert_eq!(over(&admission), None);
+        room.follow(2030, UNIX);
+        assert!(over(&admission).is_some());
+        // What is over stays over.
+        room.publish(OWN, &[&room.ca]);
+        room.follow(2031, UNIX);
+        assert!(over(&admission).is_some());
+        assert!(!admission.is_fit(UNIX));
+    }
+
+    #[test]
+    fn validity_is_judged_as_of_the_handshake() {
+        let room = Room::new();
+        // Its leaf ran out long ago; it was good when it came.
+        let grounds = room.grounds("t", NOW, UNIX + 5);
+        let admission = room.trust.admit(grounds).unwrap();
+        admission.becomes_tunnel();
+        room.publish(OWN, &[&room.ca, &Authority::new("example.org")]);
+        room.follow(100_000, UNIX + 100_000);
+        assert_eq!(over(&admission), None);
+        // A tunnel goes on; an exchange more there may not be.
+        assert!(admission.is_fit(UNIX + 5));
+        assert!(!admission.is_fit(UNIX + 6));
+        admission.count_closed("idle");
+        let line = "svidgate_expiry_closed_total{transport=\"t\",use=\"idle\"} 1\n";
+        assert!(room.page().contains(line), "{}", room.page());
+    }
+
+    #[test]
+    fn close_on_expiry_ends_tunnels_alone_and_on_the_second() {
+        let room = Room::new();
+        room.trust.set(&[transport("t", PEER)], GRACE, true);
+        let of = || room.trust.admit(room.grounds("t", NOW, UNIX + 5)).unwrap();
+        let (tunnel, exchange) = (of(), of());
+        tunnel.becomes_tunnel();
+        room.follow(5, UNIX + 5);
+        assert_eq!(over(&tunnel), None);
+        room.follow(6, UNIX + 6);
+        assert_eq!(over(&tunnel), Some(Loss::Expired));
+        assert_eq!(over(&exchange), None);
+    }
+
+    #[test]
+    fn each_way_to_lose_trust_is_one() {
+        type Case = (&'static str, fn(&Room), fn(&Loss) -> bool);
+        let cases: [Case; 5] = [
+            (
+                "the authority is gone",
+                |room| room.publish(OWN, &[&Authority::new("example.org")]),
+                |loss| matches!(loss, Loss::Peer(PeerError::Untrusted { .. })),
+            ),
+            (
+                "the allowlist is narrower",
+                |room| {
+                    let other = transport("t", "spiffe://example.org/other");
+                    room.trust.set(&[other], GRACE, false);
+                },
+                |loss| matches!(loss, Loss::Peer(PeerError::NotAllowed { .. })),
+            ),
+            (
+                "the transport is gone",
+                |room| room.trust.set(&[transport("u", PEER)], GRACE, false),
+                |loss| *loss == Loss::NoTransport,
+            ),
+            (
+                "we are another",
+                |room| room.publish("spiffe://example.org/another", &[&room.ca]),
+                |loss| *loss == Loss::Renamed,
+            ),
+            (
+                "we are nobody",
+                |room| {
+                    let trouble = crate::identity::Trouble {
+                        why: String::new(),
+                        code: "test",
+                        is_open: false,
+                    };
+                    let update = crate::identity::Update::Withdrawn(trouble);
+                    room.identity.apply(update, UNIX);
+                },
+                |loss| *loss == Loss::Withdrawn,
+            ),
+        ];
+        for (name, change, expected) in cases {
+            let room = Room::new();
+            let admission = room.admit();
+            change(&room);
+            room.follow(0, UNIX);
+            room.follow(30, UNIX);
+            let loss = over(&admission).unwrap_or_else(|| panic!("{name}"));
+            assert!(expected(&loss), "{name}: {loss}");
+            // Nor does anyone come in on it any more.
+            let late = room.trust.admit(room.grounds("t", NOW, FAR));
+            assert!(expected(&late.unwrap_err()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_forgotten_when_it_is_closed() {
+        let room = Room::new();
+        let (first, second) = (room.admit(), room.admit());
+        assert_eq!(room.trust.0.open.borrow().len(), 2);
+        drop(first);
+        assert_eq!(room.trust.0.open.borrow().len(), 1);
+        drop(second);
+        assert!(room.trust.0.open.borrow().is_empty());
+        assert_eq!(room.trust.next(room.begin), None);
+    }
+}

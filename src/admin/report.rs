@@ -111,22 +111,18 @@ fn identity(text: &mut Text, state: &State) {
     let Some(snapshot) = snapshot else {
         return;
     };
-    for (name, help, value) in [
-        (
-            "svidgate_bundle_authorities",
-            "Authorities of a trust domain's bundle, expired ones included.",
-            (|bundle| i64::try_from(bundle.len()).unwrap_or(i64::MAX)) as fn(&Bundle) -> i64,
-        ),
-        (
-            "svidgate_bundle_not_after_timestamp_seconds",
-            "When the first authority of a bundle expires; 0: it has none.",
-            |bundle| earliest(bundle).unwrap_or(0),
-        ),
-    ] {
-        text.family(name, help, Gauge);
-        for (domain, bundle) in snapshot.bundles() {
-            text.sample(name, &[("trust_domain", domain.as_str())], value(bundle));
-        }
+    let name = "svidgate_bundle_authorities";
+    let help = "Authorities of a trust domain's bundle, expired ones included.";
+    text.family(name, help, Gauge);
+    for (domain, bundle) in snapshot.bundles() {
+        text.sample(name, &[("trust_domain", domain.as_str())], bundle.len());
+    }
+    let name = "svidgate_bundle_not_after_timestamp_seconds";
+    let help = "When the first authority of a bundle expires; 0: it has none.";
+    text.family(name, help, Gauge);
+    for (domain, bundle) in snapshot.bundles() {
+        let expiry = earliest(bundle).unwrap_or(0);
+        text.sample(name, &[("trust_domain", domain.as_str())], expiry);
     }
 }
 

@@ -65,6 +65,11 @@ impl Snapshot {
         Ok(Arc::new(Self::new(1, material)))
     }
 
+    #[cfg(test)]
+    pub(super) fn renumbered(self, generation: u64) -> Self {
+        Self { generation, ..self }
+    }
+
     /// Which state this is; each has its own number.
     #[must_use]
     pub fn generation(&self) -> u64 {

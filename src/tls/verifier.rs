@@ -42,6 +42,12 @@ const SPIFFE_ID_BYTES_MAX: usize = 2048;
 pub struct VerifiedPeer(SpiffeId);
 
 impl VerifiedPeer {
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "test code")]
+    pub(crate) fn for_tests(id: &str) -> Self {
+        Self(SpiffeId::new(id).unwrap())
+    }
+
     /// Who it is.
     #[must_use]
     pub fn id(&self) -> &SpiffeId {

@@ -92,7 +92,11 @@ fn metrics_count_what_has_happened(on: On) {
     }
     assert!(proxy.get("web", "/rogue").starts_with("HTTP/1.1 502 "));
     assert!(proxy.get("web", "/nowhere").starts_with("HTTP/1.1 404 "));
-    assert!(proxy.talk("web", "nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    assert!(
+        proxy
+            .talk("web", "nonsense\r\n\r\n")
+            .starts_with("HTTP/1.1 400 ")
+    );
     let mut tunnel = proxy.connect("db");
     tunnel.write_all(b"twelve bytes").unwrap();
     tunnel.read_exact(&mut [0; 12]).unwrap();
@@ -116,27 +120,51 @@ fn metrics_count_what_has_happened(on: On) {
     assert_eq!(requests("api", "5xx"), Some(0.0));
     assert_eq!(requests("rogue", "5xx"), Some(1.0));
     assert_eq!(requests("", "4xx"), Some(2.0));
-    let value = |series: &str| *seen.get(series).unwrap_or_else(|| panic!("{series} {seen:#?}"));
+    let value = |series: &str| {
+        *seen
+            .get(series)
+            .unwrap_or_else(|| panic!("{series} {seen:#?}"))
+    };
     for (series, expected) in [
-        ("svidgate_request_duration_seconds_count{entrypoint=\"web\",service=\"api\"}", 3.0),
-        ("svidgate_request_duration_seconds_bucket{entrypoint=\"web\",service=\"api\",le=\"+Inf\"}", 3.0),
-        ("svidgate_handshakes_total{transport=\"http.serversTransports.backend\",outcome=\"ok\"}", 1.0),
-        ("svidgate_handshakes_total{transport=\"http.serversTransports.backend\",outcome=\"peer_not_allowed\"}", 1.0),
+        (
+            "svidgate_request_duration_seconds_count{entrypoint=\"web\",service=\"api\"}",
+            3.0,
+        ),
+        (
+            "svidgate_request_duration_seconds_bucket{entrypoint=\"web\",service=\"api\",le=\"+Inf\"}",
+            3.0,
+        ),
+        (
+            "svidgate_handshakes_total{transport=\"http.serversTransports.backend\",outcome=\"ok\"}",
+            1.0,
+        ),
+        (
+            "svidgate_handshakes_total{transport=\"http.serversTransports.backend\",outcome=\"peer_not_allowed\"}",
+            1.0,
+        ),
         ("svidgate_identity_generation", 1.0),
         ("svidgate_identity_updates_total{kind=\"issued\"}", 1.0),
         ("svidgate_identity_updates_total{kind=\"failed\"}", 0.0),
         ("svidgate_workload_api_connected", 1.0),
         // 2050-01-01
         ("svidgate_svid_not_after_timestamp_seconds", 2_524_608_000.0),
-        ("svidgate_bundle_authorities{trust_domain=\"example.org\"}", 1.0),
-        ("svidgate_bundle_not_after_timestamp_seconds{trust_domain=\"example.org\"}", 2_524_608_000.0),
+        (
+            "svidgate_bundle_authorities{trust_domain=\"example.org\"}",
+            1.0,
+        ),
+        (
+            "svidgate_bundle_not_after_timestamp_seconds{trust_domain=\"example.org\"}",
+            2_524_608_000.0,
+        ),
         ("svidgate_reloads_total{outcome=\"applied\"}", 0.0),
         ("svidgate_panics_total{entrypoint=\"web\"}", 0.0),
         ("svidgate_ready", 1.0),
     ] {
         assert_eq!(value(series), expected, "{series}");
     }
-    assert!(value("svidgate_request_duration_seconds_sum{entrypoint=\"web\",service=\"api\"}") > 0.0);
+    assert!(
+        value("svidgate_request_duration_seconds_sum{entrypoint=\"web\",service=\"api\"}") > 0.0
+    );
     assert!(value("svidgate_connections_accepted_total{entrypoint=\"web\"}") >= 6.0);
     assert!(value("process_resident_memory_bytes") > 1e6);
     assert!(value("process_open_fds") > 8.0);
@@ -144,7 +172,11 @@ fn metrics_count_what_has_happened(on: On) {
         .iter()
         .filter(|(series, _)| series.starts_with("svidgate_pool_idle_connections{"))
         .collect();
-    assert_eq!(idle.iter().map(|(_, value)| **value).sum::<f64>(), 1.0, "{idle:?}");
+    assert_eq!(
+        idle.iter().map(|(_, value)| **value).sum::<f64>(),
+        1.0,
+        "{idle:?}"
+    );
     let reused: f64 = seen
         .iter()
         .filter(|(series, _)| series.starts_with("svidgate_pool_reused_total{"))
@@ -158,7 +190,9 @@ fn every_line_of_the_metrics_is_one_that_prometheus_reads(on: On) {
     let (proxy, _backends) = start(on, &world);
     assert!(proxy.get("web", "/").starts_with("HTTP/1.1 200 "));
     world.agent.answer(Answer::End);
-    eventually("a failure", || proxy.metric("svidgate_workload_api_errors_total{code=\"ended\"}"));
+    eventually("a failure", || {
+        proxy.metric("svidgate_workload_api_errors_total{code=\"ended\"}")
+    });
     let answer = proxy.admin("/metrics");
     let mut families = BTreeMap::new();
     let mut last = "";
@@ -181,7 +215,9 @@ fn every_line_of_the_metrics_is_one_that_prometheus_reads(on: On) {
             let is_counter = name.ends_with("_total");
             match kind {
                 "histogram" => assert!(
-                    ["_bucket", "_sum", "_count"].iter().any(|end| name == format!("{last}{end}")),
+                    ["_bucket", "_sum", "_count"]
+                        .iter()
+                        .any(|end| name == format!("{last}{end}")),
                     "{line}"
                 ),
                 _ => assert_eq!((name, is_counter), (last, kind == "counter"), "{line}"),
@@ -200,7 +236,10 @@ fn every_line_of_the_metrics_is_one_that_prometheus_reads(on: On) {
 fn status(proxy: &Running) -> Value {
     let answer = proxy.admin("/status");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("\r\nContent-Type: application/json\r\n"), "{answer}");
+    assert!(
+        answer.contains("\r\nContent-Type: application/json\r\n"),
+        "{answer}"
+    );
     serde_json::from_str(body(&answer)).unwrap()
 }
 
@@ -225,10 +264,16 @@ fn status_tells_who_we_are_and_where_requests_go(on: On) {
     let serial = proxy.identity.current().unwrap().svid().serial().to_owned();
     assert_eq!(identity["svid"]["serial"], serial);
     let bundles = identity["bundles"].as_object().unwrap();
-    assert_eq!(bundles.keys().collect::<Vec<_>>(), ["example.org", "partner.org"]);
+    assert_eq!(
+        bundles.keys().collect::<Vec<_>>(),
+        ["example.org", "partner.org"]
+    );
     let bundle = &bundles["partner.org"];
     assert_eq!(bundle["earliestExpiry"], "2050-01-01T00:00:00Z");
-    assert_eq!(bundle["authorities"][0]["subject"], "O=SPIFFE, CN=partner.org");
+    assert_eq!(
+        bundle["authorities"][0]["subject"],
+        "O=SPIFFE, CN=partner.org"
+    );
     assert_eq!(bundle["authorities"].as_array().unwrap().len(), 1);
     assert_eq!(identity["connected"], true);
     assert_eq!(identity["lastError"], Value::Null);
@@ -265,7 +310,10 @@ fn status_tells_what_is_wrong(on: On) {
     });
     assert_eq!(status["ready"], false);
     let why = status["notReady"].as_str().unwrap();
-    assert!(why.contains("PermissionDenied: no identity issued"), "{why}");
+    assert!(
+        why.contains("PermissionDenied: no identity issued"),
+        "{why}"
+    );
     assert_eq!(status["identity"]["connected"], false);
     let withdrawn = proxy.metric("svidgate_identity_updates_total{kind=\"withdrawn\"}");
     assert!(withdrawn >= Some(1.0), "{withdrawn:?}");

@@ -23,6 +23,9 @@ crate::on_both!(
     an_unusable_update_keeps_the_one_before,
     the_hint_picks_an_svid_and_its_loss_is_a_withdrawal,
     a_silent_stream_is_opened_anew_before_the_svid_runs_out,
+    a_message_that_is_too_large_keeps_the_one_before,
+    a_broken_federated_bundle_empties_itself_alone,
+    a_socket_file_that_is_replaced_is_found,
     the_admin_endpoint_answers_while_the_proxy_drains,
     an_agent_on_tcp_is_as_good,
     an_agent_that_talks_nonsense_is_reported,
@@ -502,4 +505,86 @@ fn a_backend_that_never_finishes_its_handshake_is_504(on: On) {
         "{answer}"
     );
     assert!(answer.contains("error=connection_timeout\r\n"), "{answer}");
+}
+
+fn a_message_that_is_too_large_keeps_the_one_before(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    let mut huge = issued(&world.ca, OWN_ID);
+    huge.crl = vec![vec![0; 5 << 20]];
+    world.agent.answer(Answer::Send(huge));
+    let why = eventually("it is refused", || proxy.identity.problem());
+    assert!(
+        why.starts_with("OutOfRange: ") && why.ends_with("; the message is larger than 4 MiB"),
+        "{why}"
+    );
+    let counted = "svidgate_workload_api_errors_total{code=\"out_of_range\"}";
+    assert!(proxy.metric(counted) >= Some(1.0));
+    assert!(proxy.get("web", "/").starts_with(OK));
+    assert!(proxy.admin("/readyz").starts_with(OK));
+    // The next good one counts.
+    world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+    eventually("renewed", || {
+        (proxy.identity.generation() == 2).then_some(())
+    });
+    assert_eq!(proxy.identity.problem(), None);
+}
+
+fn a_broken_federated_bundle_empties_itself_alone(on: On) {
+    let world = World::new();
+    let partner = Authority::new("partner.org");
+    let theirs = leaf(&partner, "spiffe://partner.org/api", |_| {});
+    let theirs = crate::support::backend::Backend::tls(
+        server_config(&theirs, &[world.ca.der()]),
+        echo_heads,
+    );
+    let ours = world.backend("spiffe://example.org/api", echo_heads);
+    let federated = |bundle: Vec<u8>| {
+        let mut response = issued(&world.ca, OWN_ID);
+        let name = "spiffe://partner.org".to_owned();
+        response.federated_bundles.insert(name, bundle);
+        Answer::Send(response)
+    };
+    world.agent.answer(federated(partner.der().to_vec()));
+    let to_theirs = world.http(on, &theirs, "trustDomain = \"partner.org\"");
+    let to_ours = world.http(on, &ours, IDS);
+    assert!(to_theirs.get("web", "/").starts_with(OK));
+    assert!(to_ours.get("web", "/").starts_with(OK));
+    world.agent.answer(federated(b"no certificate".to_vec()));
+    eventually("nobody of it is trusted", || {
+        let answer = to_theirs.get("web", "/");
+        answer.starts_with("HTTP/1.1 502 ").then_some(())
+    });
+    assert!(to_ours.get("web", "/").starts_with(OK));
+    // Our own was renewed all the same.
+    assert_eq!(to_theirs.identity.problem(), None);
+    world.agent.answer(federated(partner.der().to_vec()));
+    eventually("and again", || {
+        to_theirs.get("web", "/").starts_with(OK).then_some(())
+    });
+}
+
+fn a_socket_file_that_is_replaced_is_found(on: On) {
+    let scratch = crate::support::scratch::Scratch::new();
+    let path = scratch.path().join("agent.sock");
+    let world = World::new();
+    let first = Answer::Send(issued(&world.ca, OWN_ID));
+    let mut old = crate::support::agent::Agent::start(&path, first);
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, IDS);
+    let text = text.replace(&world.agent.endpoint(), &old.endpoint());
+    let proxy = Running::start(on, &text);
+    // Another agent takes the path over while the first still runs.
+    let other = "spiffe://example.org/another";
+    let next = Answer::Send(issued(&world.ca, other));
+    let new = crate::support::agent::Agent::start(&path, next);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    old.kill();
+    eventually("the new one is asked", || {
+        let own = proxy.identity.current()?.svid().id().to_string();
+        (own == other).then_some(())
+    });
+    assert!(new.calls() >= 1);
+    assert!(proxy.get("web", "/").starts_with(OK));
 }

@@ -37,7 +37,10 @@ const OK: &str = "HTTP/1.1 200 OK\r\n";
 fn named(name: &'static str) -> Backend {
     Backend::plain(move |wire| {
         while read_head(wire).is_some() {
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+                name.len()
+            );
             if wire.write_all(answer.as_bytes()).is_err() {
                 return;
             }
@@ -235,7 +238,8 @@ fn a_narrower_allowlist_counts_at_once(on: On) {
     proxy.reload(&narrow).unwrap();
     assert_eq!(read_to_end(&mut kept), "<reset>");
     assert_eq!(read_to_end(&mut proxy.connect("db")), "<reset>");
-    let lost = "svidgate_trust_loss_closed_total{transport=\"tcp.serversTransports.db\",use=\"tunnel\"}";
+    let lost =
+        "svidgate_trust_loss_closed_total{transport=\"tcp.serversTransports.db\",use=\"tunnel\"}";
     assert_eq!(proxy.metric(lost), Some(1.0));
 }
 
@@ -278,7 +282,10 @@ fn limits_and_trusted_addresses_change_with_it(on: On) {
     assert!(answer(&mut second).starts_with("GET /a-long-path "));
     first.write_all(forwarded).unwrap();
     let seen = answer(&mut first);
-    assert!(seen.contains("X-Forwarded-For: 9.9.9.9, 127.0.0.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("X-Forwarded-For: 9.9.9.9, 127.0.0.1\r\n"),
+        "{seen}"
+    );
 }
 
 fn an_identity_may_be_needed_from_then_on_and_no_longer(on: On) {
@@ -376,7 +383,9 @@ fn an_entry_point_may_change_its_kind(on: On) {
         proxy.reload(&tcp).unwrap();
         eventually("it passes bytes", || {
             let mut client = TcpStream::connect(address).ok()?;
-            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+            client
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .ok()?;
             let head = read_head(&mut client)?;
             let body = read_head(&mut client)?;
             (head.starts_with(OK) && !body.contains("Via: ")).then_some(())
@@ -384,7 +393,9 @@ fn an_entry_point_may_change_its_kind(on: On) {
         proxy.reload(&http).unwrap();
         eventually("it is HTTP again", || {
             let mut client = TcpStream::connect(address).ok()?;
-            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+            client
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .ok()?;
             read_head(&mut client)?;
             read_head(&mut client)?.contains("Via: ").then_some(())
         });
@@ -414,8 +425,12 @@ fn many_reloads_leave_no_descriptor_behind(on: On) {
             match TcpStream::connect(address) {
                 Err(_) => Some(()),
                 Ok(mut stream) => {
-                    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-                    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+                    stream
+                        .set_read_timeout(Some(Duration::from_millis(200)))
+                        .unwrap();
+                    stream
+                        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                        .ok()?;
                     let head = read_head(&mut stream).unwrap_or_default();
                     (!head.contains("Content-Length: 3\r\n")).then_some(())
                 }
@@ -423,7 +438,9 @@ fn many_reloads_leave_no_descriptor_behind(on: On) {
         });
     }
     let page = proxy.admin("/metrics");
-    let series = page.matches("svidgate_requests_total{entrypoint=\"web\"").count();
+    let series = page
+        .matches("svidgate_requests_total{entrypoint=\"web\"")
+        .count();
     assert_eq!(series, 14, "{page}");
 }
 

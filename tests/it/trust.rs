@@ -168,7 +168,10 @@ fn idle_connections_are_closed_when_their_authority_is_gone(on: On) {
     assert_eq!(closed(&proxy, HTTP, "idle"), Some(1.0));
     let answer = proxy.get("web", "/");
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
-    assert!(answer.contains("error=tls_certificate_error\r\n"), "{answer}");
+    assert!(
+        answer.contains("error=tls_certificate_error\r\n"),
+        "{answer}"
+    );
 }
 
 /// A backend that waits before it answers, and a way to let it go on.
@@ -277,9 +280,8 @@ fn a_tunnel_is_reset_after_the_grace(on: On) {
     assert_eq!(closed(&proxy, TCP, "tunnel"), Some(1.0));
     // Nor is there another.
     is_reset(proxy.connect("db"));
-    let refused = format!(
-        "svidgate_handshakes_total{{transport=\"{TCP}\",outcome=\"peer_untrusted\"}}"
-    );
+    let refused =
+        format!("svidgate_handshakes_total{{transport=\"{TCP}\",outcome=\"peer_untrusted\"}}");
     assert_eq!(proxy.metric(&refused), Some(1.0));
     world.trust(&[&world.ca, &other]);
     eventually("trusted again", || {
@@ -357,7 +359,10 @@ fn a_lost_federated_bundle_ends_its_tunnels_alone(on: On) {
     let theirs = foreign(&world, &partner, "spiffe://partner.org/db", echo_bytes);
     let text = world.tcp_text(&ours, "allowAny = true").replace(
         "servers = [",
-        &format!("servers = [{{ address = \"{}\", tls = true }}, ", theirs.address),
+        &format!(
+            "servers = [{{ address = \"{}\", tls = true }}, ",
+            theirs.address
+        ),
     );
     let proxy = Running::start(on, &with_spiffe(&text, "trustLossGrace = \"50ms\""));
     // Turn by turn, whoever begins.
@@ -422,8 +427,7 @@ fn a_handshake_that_began_before_the_loss_does_not_succeed(on: On) {
     release.send(()).unwrap();
     let answer = read_to_end(&mut client);
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
-    let lost =
-        format!("svidgate_handshakes_total{{transport=\"{HTTP}\",outcome=\"trust_lost\"}}");
+    let lost = format!("svidgate_handshakes_total{{transport=\"{HTTP}\",outcome=\"trust_lost\"}}");
     assert_eq!(proxy.metric(&lost), Some(1.0));
 }
 
@@ -488,8 +492,7 @@ fn a_tunnel_outlives_its_certificates_and_an_idle_connection_does_not(on: On) {
     // Each connection serves until our own leaf of its handshake is over: five
     // seconds at most, three at least.
     assert!((4..=8).contains(&api.accepted()), "{}", api.accepted());
-    let retired =
-        format!("svidgate_expiry_closed_total{{transport=\"{HTTP}\",use=\"idle\"}}");
+    let retired = format!("svidgate_expiry_closed_total{{transport=\"{HTTP}\",use=\"idle\"}}");
     let retired = proxy.metric(&retired).unwrap();
     assert_eq!(retired as usize, api.accepted() - 1);
     let page = proxy.admin("/metrics");
@@ -504,8 +507,7 @@ fn close_on_expiry_ends_a_tunnel_with_its_certificates(on: On) {
     let mut tunnel = proxy.connect("db");
     echoes(&mut tunnel, b"valid");
     is_reset(tunnel);
-    let expired =
-        format!("svidgate_expiry_closed_total{{transport=\"{TCP}\",use=\"tunnel\"}}");
+    let expired = format!("svidgate_expiry_closed_total{{transport=\"{TCP}\",use=\"tunnel\"}}");
     assert_eq!(proxy.metric(&expired), Some(1.0));
     assert_eq!(closed(&proxy, TCP, "tunnel"), None);
 }
