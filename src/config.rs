@@ -15,7 +15,6 @@ mod services;
 pub mod source;
 mod transports;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use crate::transport::{HttpTransport, TcpTransport, Transport};
 use problem::Problems;
 pub use problem::{ConfigError, Problem};
 use reader::Reader;
+use source::Stamps;
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -49,8 +49,9 @@ pub struct Config {
     pub entry_points: Vec<EntryPoint>,
     /// Every transport of the file, used or not.
     pub transports: Vec<Arc<Transport>>,
-    /// The certificate and key files that were read.
-    pub files: BTreeSet<PathBuf>,
+    /// The certificate and key files that were read, and how they looked
+    /// before that.
+    pub files: Stamps,
     /// What is odd but not wrong.
     pub warnings: Vec<Problem>,
 }
@@ -234,7 +235,7 @@ impl Config {
                 line: None,
                 what,
             }],
-            files: BTreeSet::new(),
+            files: Stamps::new(),
         };
         let bytes = std::fs::read(path)
             .map_err(|error| whole(format!("{} cannot be read: {error}", path.display())))?;
@@ -278,7 +279,7 @@ impl Config {
             problems: &mut problems,
             overrides,
             path,
-            files: BTreeSet::new(),
+            files: Stamps::new(),
         }
         .config(&file);
         let files = config.files.clone();

@@ -16,13 +16,11 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsConnector;
 use futures_rustls::client::TlsStream;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer;
+use rustls::pki_types::{ServerName, UnixTime};
 
 use crate::metrics::{HANDSHAKES, Recorder};
 use crate::runtime::{Runtime, Stream, within};
-use crate::tls::verifier::PeerError;
+use crate::tls::verifier::{PeerError, Role};
 use crate::tls::{self, unix_now};
 use crate::transport::Transport;
 pub use crate::trust::{Admission, Loss};
@@ -254,7 +252,7 @@ impl<R: Runtime> Dialer<R> {
         }
     }
 
-    /// Forgets what was made for transports that may be gone.
+    /// Forgets what was made for transports and identities that may be gone.
     pub(crate) fn forget(&self) {
         self.clients.borrow_mut().clear();
     }
@@ -291,11 +289,9 @@ impl<R: Runtime> Dialer<R> {
         tls: bool,
     ) -> Result<Upstream<R::Stream>, DialError> {
         // Before any packet: without an identity the peer never sees us.
-        let client = if tls {
-            Some(self.client(transport)?)
-        } else {
-            None
-        };
+        if tls {
+            self.client(transport)?;
+        }
         let connecting = self.connect(address);
         let socket = within(&self.runtime, transport.dial_timeout, connecting)
             .await
@@ -305,15 +301,14 @@ impl<R: Runtime> Dialer<R> {
                 ))
             })?;
         set_options(&socket, transport.keep_alive).map_err(DialError::Connect)?;
-        let Some(client) = client else {
+        if !tls {
             return Ok(Upstream {
                 channel: Channel::Plain(socket),
                 admission: None,
             });
-        };
+        }
         // Connecting may have taken long: the handshake is made with what is
         // true now.
-        drop(client);
         let client = self.client(transport)?;
         self.handshake(transport, address, client, socket).await
     }
@@ -343,7 +338,7 @@ impl<R: Runtime> Dialer<R> {
 
     async fn handshake(
         &self,
-        transport: &Transport,
+        transport: &Arc<Transport>,
         address: &Address,
         client: tls::Client,
         socket: R::Stream,
@@ -369,16 +364,12 @@ impl<R: Runtime> Dialer<R> {
             None => None,
             Some(verifier) => {
                 let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                let leaf = chain.first().ok_or_else(|| no_peer("it sent none"))?;
-                let peer = verifier.peer(leaf).ok_or_else(|| no_peer("no ID"))?;
-                let own = verifier.snapshot().svid();
+                let verified = verifier.verified(chain, Role::Server, at);
                 let grounds = Grounds {
-                    peer,
-                    own: own.id().clone(),
-                    not_after: not_after(leaf).min(own.not_after()),
+                    verified: verified.map_err(DialError::Peer)?,
                     chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
-                    transport: transport.name.clone(),
-                    at,
+                    transport: Arc::clone(transport),
+                    snapshot: Arc::clone(verifier.snapshot()),
                 };
                 Some(self.trust.admit(grounds).map_err(DialError::Lost)?)
             }
@@ -409,7 +400,7 @@ impl<R: Runtime> Dialer<R> {
         let mut clients = self.clients.borrow_mut();
         if let Some(known) = clients.get(&transport.name)
             && known.generation == generation
-            && Arc::ptr_eq(&known.transport, transport)
+            && known.transport == *transport
         {
             return Ok(known.client.clone());
         }
@@ -429,19 +420,8 @@ impl<R: Runtime> Dialer<R> {
     }
 }
 
-fn no_peer(why: &str) -> DialError {
-    DialError::Peer(PeerError::Malformed(why.to_owned()))
-}
-
 fn seconds(unix: i64) -> Duration {
     Duration::from_secs(u64::try_from(unix).unwrap_or(0))
-}
-
-/// When a verified leaf ends; 0 (long ago) should it not parse.
-fn not_after(leaf: &CertificateDer<'_>) -> i64 {
-    X509Certificate::from_der(leaf)
-        .map(|(_, leaf)| leaf.validity().not_after.timestamp())
-        .unwrap_or(0)
 }
 
 /// What every proxied socket is set to.

@@ -18,6 +18,8 @@ struct Inner {
     cutting: Cell<bool>,
     /// A slot per connection; a waker in it while it waits for the stop.
     connections: RefCell<Slab<Option<Waker>>>,
+    /// Those that have said all they had to say.
+    finished: Cell<usize>,
     /// Whoever waits for the end, or for a connection to end.
     waiter: RefCell<Option<Waker>>,
     /// The accept loop, which waits for the stop.
@@ -29,6 +31,7 @@ struct Inner {
 pub(crate) struct Running {
     drain: Drain,
     slot: usize,
+    is_finished: Cell<bool>,
 }
 
 impl Drain {
@@ -37,6 +40,7 @@ impl Drain {
         Running {
             drain: self.clone(),
             slot: self.0.connections.borrow_mut().insert(None),
+            is_finished: Cell::new(false),
         }
     }
 
@@ -57,6 +61,11 @@ impl Drain {
     /// Waits until there are none. One waiter only.
     pub(crate) async fn done(&self) {
         self.fewer_than(&Cell::new(1)).await;
+    }
+
+    /// How many have something left to do.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.running().saturating_sub(self.0.finished.get())
     }
 
     /// Tells every connection to finish what it is doing and end.
@@ -110,6 +119,13 @@ impl Drain {
 }
 
 impl Running {
+    /// All is said; what is left is for the other side to hear it.
+    pub(crate) fn finish(&self) {
+        if !self.is_finished.replace(true) {
+            self.drain.0.finished.set(self.drain.0.finished.get() + 1);
+        }
+    }
+
     /// Whether the worker is ending.
     #[must_use]
     pub(crate) fn is_stopping(&self) -> bool {
@@ -144,6 +160,9 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.drain.0.connections.borrow_mut().try_remove(self.slot);
+        if self.is_finished.get() {
+            self.drain.0.finished.set(self.drain.0.finished.get() - 1);
+        }
         self.drain.recheck();
     }
 }

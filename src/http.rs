@@ -39,6 +39,9 @@ use wire::{Conn, READ_BYTES, Stop, write_all};
 /// its connection; so that the answer is not lost to a reset (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
+/// How long, once the proxy is told to end, a connection that has not asked
+/// for anything yet is waited for.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a protocol that HTTP was upgraded to may be silent.
 const UPGRADE_LIMITS: copy::Limits = copy::Limits {
     idle: Some(Duration::from_secs(3600)),
@@ -218,9 +221,15 @@ impl<R: Runtime> Http<R> {
             End::Cut
         };
         let end = connection.run().or(cut).await;
+        if matches!(end, End::Cut) && connection.began.is_some() {
+            connection.count(Ended::Cut);
+        }
         let stream = connection.down.stream.into_inner();
         match end {
-            End::Quiet => self.linger(stream).or(running.cut()).await,
+            End::Quiet => {
+                running.finish();
+                self.linger(stream).or(running.cut()).await;
+            }
             End::Cut => copy::reset(stream),
             End::Gone => drop(stream),
         }
@@ -310,9 +319,11 @@ impl<R: Runtime> Connection<'_, R> {
         self.began = Some(self.http.runtime().now());
     }
 
+    /// Counts the request, once.
     fn count(&mut self, ended: Ended) {
+        let began = self.began.take();
         self.counts.count(ended);
-        if let (Some(began), Ended::With(200..)) = (self.began.take(), ended) {
+        if let (Some(began), Ended::With(200..)) = (began, ended) {
             let now = self.http.runtime().now();
             self.counts
                 .seconds
@@ -326,6 +337,9 @@ impl<R: Runtime> Connection<'_, R> {
         let max = entry.head.bytes_max + READ_BYTES;
         let mut scanner = Scanner::default();
         let mut head_deadline = None;
+        let mut stopping_deadline = None;
+        // No router has it yet.
+        self.counts = Rc::clone(&self.plan.unrouted);
         loop {
             let parsed = self.parse(&mut scanner);
             match parsed {
@@ -347,7 +361,13 @@ impl<R: Runtime> Connection<'_, R> {
             let is_idle = self.down.inbuf.is_empty();
             // An absolute deadline for a head that has begun, so that a
             // client cannot stretch it byte by byte.
-            let deadline = if is_idle && !is_first {
+            let deadline = if is_idle && is_first && self.running.is_stopping() {
+                // It has come in late; its request may be on its way.
+                if stopping_deadline.is_none() {
+                    stopping_deadline = self.http.after(Some(FIRST_REQUEST));
+                }
+                stopping_deadline
+            } else if is_idle && !is_first {
                 self.http.after(entry.idle_timeout)
             } else {
                 if head_deadline.is_none() {
@@ -365,8 +385,12 @@ impl<R: Runtime> Connection<'_, R> {
             read_timer.set(deadline);
             let filled = poll_fn(|cx| match inbuf.poll_fill(cx, stream, max) {
                 Poll::Ready(filled) => Poll::Ready(filled.map_err(Stop::Io)),
-                Poll::Pending if is_idle && running.poll_stopping(cx).is_ready() => {
-                    Poll::Ready(Ok(0))
+                Poll::Pending
+                    if is_idle
+                        && stopping_deadline.is_none()
+                        && running.poll_stopping(cx).is_ready() =>
+                {
+                    Poll::Ready(if is_first { Err(Stop::Timeout) } else { Ok(0) })
                 }
                 Poll::Pending => read_timer.poll(cx).map(|()| Err(Stop::Timeout)),
             })
@@ -377,6 +401,12 @@ impl<R: Runtime> Connection<'_, R> {
                 // Cut within a head: nobody is there to read a 400.
                 Ok(0) | Err(Stop::Io(_)) => return Err(End::Gone),
                 Ok(_) => {}
+                // The stop has come: once more, with the time that is left.
+                Err(Stop::Timeout)
+                    if is_idle
+                        && is_first
+                        && running.is_stopping()
+                        && stopping_deadline.is_none() => {}
                 Err(Stop::Timeout) if is_idle => return Err(End::Quiet),
                 Err(Stop::Timeout) => {
                     info!(
@@ -595,6 +625,7 @@ impl<R: Runtime> Connection<'_, R> {
                 Some(self.tunnel(upstream).await)
             }
             Outcome::Stale(why) => {
+                drop(upstream);
                 warn!(
                     "{name}: service {}, server {}: {why}",
                     service.of.name, server.address
@@ -606,6 +637,8 @@ impl<R: Runtime> Connection<'_, R> {
                 self.fail(reply, request, is_head).await
             }
             Outcome::UpstreamFailed { reply, why } => {
+                // Before the client is told, who may take his time.
+                drop(upstream);
                 warn!(
                     "{name}: service {}, server {}: {}: {why}",
                     service.of.name, server.address, reply.status
@@ -613,6 +646,7 @@ impl<R: Runtime> Connection<'_, R> {
                 self.fail(reply, request, is_head).await
             }
             Outcome::RequestFailed { reply, why } => {
+                drop(upstream);
                 info!("{name}: {}: {}: {why}", self.client.ip, reply.status);
                 Some(self.reply(reply, is_head).await)
             }

@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use async_channel::{Receiver, Sender};
+use async_channel::Receiver;
 use log::{info, warn};
 
 use crate::bell::Bell;
+use crate::state::Once;
 use crate::tls::unix_now;
 pub use snapshot::{Snapshot, Svid};
 
@@ -58,8 +59,8 @@ struct Inner {
     generation: AtomicU64,
     /// Rung when the generation changes.
     changed: Bell,
-    /// Closed once there has been a first snapshot.
-    first: (Sender<()>, Receiver<()>),
+    /// There has been a first snapshot.
+    first: Once,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +100,7 @@ impl Identity {
             current: RwLock::default(),
             generation: AtomicU64::new(0),
             changed: Bell::default(),
-            first: async_channel::bounded(1),
+            first: Once::new(),
         }))
     }
 
@@ -134,8 +135,7 @@ impl Identity {
 
     /// Waits for the first snapshot. Cancel safe.
     pub async fn first(&self) {
-        // Nothing is ever sent: an error means closed, and so published.
-        let _closed = self.0.first.1.recv().await;
+        self.0.first.wait().await;
     }
 
     /// Rung after each change of the generation.
@@ -157,20 +157,31 @@ impl Identity {
         let state = self.0.current.write();
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         let before = self.generation();
+        // What is to be logged, once nobody waits for the lock.
+        let mut issued = None;
+        let mut withdrawn = None;
         match update {
-            Update::Issued(material) => {
+            Update::Issued(mut material) => {
+                if let Some(known) = &state.snapshot {
+                    material.keep_bundles_of(known);
+                }
                 let snapshot = Arc::new(Snapshot::new(before.wrapping_add(1), *material));
-                info!("identity: {}", snapshot.summary());
-                self.publish(&mut state, snapshot);
+                self.publish(&mut state, Arc::clone(&snapshot));
                 let record = &mut state.record;
                 record.problem = None;
                 record.is_connected = true;
                 record.updated_at = Some(now);
                 record.issued += 1;
+                issued = Some(snapshot);
             }
             Update::Withdrawn(trouble) => {
                 state.record.withdrawn += 1;
-                self.withdraw(&mut state, trouble);
+                if state.snapshot.take().is_some() {
+                    self.0.generation.fetch_add(1, Ordering::AcqRel);
+                    withdrawn = Some(trouble.why.clone());
+                }
+                state.record.is_connected = trouble.is_open;
+                state.record.problem = Some(trouble.why);
             }
             Update::Failed(trouble) => {
                 *state.record.failed.entry(trouble.code).or_default() += 1;
@@ -179,6 +190,12 @@ impl Identity {
             }
         }
         drop(state);
+        if let Some(snapshot) = issued {
+            info!("identity: {}", snapshot.summary());
+        }
+        if let Some(why) = withdrawn {
+            warn!("identity: withdrawn, nothing is sent to SPIFFE backends: {why}");
+        }
         if self.generation() != before {
             self.0.changed.ring();
         }
@@ -199,18 +216,6 @@ impl Identity {
         let generation = snapshot.generation();
         state.snapshot = Some(snapshot);
         self.0.generation.store(generation, Ordering::Release);
-        self.0.first.1.close();
-    }
-
-    fn withdraw(&self, state: &mut State, trouble: Trouble) {
-        if state.snapshot.take().is_some() {
-            warn!(
-                "identity: withdrawn, nothing is sent to SPIFFE backends: {}",
-                trouble.why
-            );
-            self.0.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        state.record.is_connected = trouble.is_open;
-        state.record.problem = Some(trouble.why);
+        self.0.first.set();
     }
 }

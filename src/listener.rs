@@ -33,6 +33,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_
 pub(crate) struct Bound {
     socket: OwnedFd,
     pub(crate) address: SocketAddr,
+    /// Whether it is somebody else's too.
+    pub(crate) is_shared: bool,
 }
 
 impl Bound {
@@ -69,7 +71,11 @@ impl Bound {
         }
         rustix::net::bind(&socket, &address)?;
         let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
-        Ok(Self { socket, address })
+        Ok(Self {
+            socket,
+            address,
+            is_shared: false,
+        })
     }
 
     /// A socket that somebody else has opened, and perhaps keeps open. It
@@ -77,17 +83,18 @@ impl Bound {
     pub(crate) fn inherit(listener: &TcpListener) -> io::Result<Self> {
         let socket = OwnedFd::from(listener.try_clone()?);
         let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
-        Ok(Self { socket, address })
-    }
-
-    /// Has the kernel queue connections from now on. Once more is as good.
-    pub(crate) fn open(&self) -> io::Result<()> {
-        Ok(rustix::net::listen(&self.socket, BACKLOG)?)
+        Ok(Self {
+            socket,
+            address,
+            is_shared: true,
+        })
     }
 
     /// Starts to listen.
     pub(crate) fn listen(self) -> io::Result<TcpListener> {
-        self.open()?;
+        if !self.is_shared {
+            rustix::net::listen(&self.socket, BACKLOG)?;
+        }
         Ok(TcpListener::from(self.socket))
     }
 }
@@ -111,7 +118,7 @@ impl Counts {
 }
 
 /// An entry point's accept loop.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Accept<'a> {
     /// Of the entry point.
     pub(crate) name: &'a str,
@@ -119,6 +126,8 @@ pub(crate) struct Accept<'a> {
     pub(crate) connections_max: &'a Cell<usize>,
     pub(crate) drain: &'a Drain,
     pub(crate) counts: &'a Counts,
+    /// Whether others have its socket too.
+    pub(crate) is_shared: bool,
 }
 
 /// Accepts until the drain begins, and then what the kernel still holds: those
@@ -135,6 +144,7 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
         connections_max,
         drain,
         counts,
+        is_shared,
     } = *entry;
     let start = |stream, peer: SocketAddr| {
         if let Err(error) = set_options(&stream, Some(KEEP_ALIVE)) {
@@ -181,10 +191,27 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
         }
     };
     drain.stopped().or(accepting).await;
-    while let Some(Ok((stream, peer))) =
-        futures_lite::future::poll_once(runtime.accept(listener)).await
-    {
-        start(stream, peer);
+    if is_shared {
+        // Its queue outlives us, and belongs to who comes next.
+        return;
+    }
+    let mut backoff = BACKOFF.0;
+    loop {
+        match runtime.accept_now(listener) {
+            None => return,
+            Some(Ok((stream, peer))) => start(stream, peer),
+            Some(Err(error)) if is_about_one_connection(&error) => {}
+            // Without descriptors: others end now, and give some back.
+            Some(Err(error)) if backoff < BACKOFF.1 => {
+                warn!("{name}: cannot accept: {error}; next try in {backoff:?}");
+                sleep(runtime, backoff).await;
+                backoff *= 2;
+            }
+            Some(Err(error)) => {
+                warn!("{name}: the rest of the queue is lost: {error}");
+                return;
+            }
+        }
     }
 }
 
@@ -272,6 +299,7 @@ mod tests {
                 connections_max: &Cell::new(connections_max),
                 drain: &drain,
                 counts: &counts,
+                is_shared: false,
             };
             let accepting = async {
                 accept(&failing, &listener, &entry, serve).await;

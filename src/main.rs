@@ -106,10 +106,10 @@ fn no_core_dumps() -> io::Result<()> {
         current: Some(0),
         maximum: Some(0),
     };
-    setrlimit(Resource::Core, none)?;
+    let limited = setrlimit(Resource::Core, none);
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    Ok(())
+    Ok(limited?)
 }
 
 /// The sockets that a service manager has opened for us (`LISTEN_FDS`).

@@ -19,7 +19,7 @@ use log::{error, warn};
 use crate::admin::Admin;
 use crate::config::{Config, Spiffe};
 use crate::identity::{Identity, Trouble, Update, workload_api};
-use crate::reload::{Desk, Handle};
+use crate::reload::{Desk, Fixed, Handle};
 use crate::runtime::Runtime;
 use crate::state::State;
 use crate::tls::unix_now;
@@ -126,6 +126,11 @@ impl Proxy {
                     "a socket for {address} was handed over, and no entry point has exactly this address"
                 )));
             }
+            if sockets.iter().any(|(other, _)| *other == address) {
+                return Err(Error::Inherited(format!(
+                    "two sockets for {address} were handed over, and an entry point uses one; what comes to the other would wait for ever"
+                )));
+            }
             sockets.push((address, listener));
         }
         let admin = match &config.admin {
@@ -138,12 +143,16 @@ impl Proxy {
         };
         let config = Arc::new(config);
         let (desk, changes) = Desk::new(workers, sockets);
-        if let Err(errors) = desk.change(&config) {
+        if let Err(errors) = desk.change(&config, || {}) {
             let first = errors.into_iter().next();
             return Err(first.unwrap_or_else(|| Error::Ended("binding".to_owned())));
         }
         Ok(Self {
             handle: Handle {
+                fixed: Fixed {
+                    admin: config.admin.clone(),
+                    log_level: config.log_level,
+                },
                 state: Arc::new(State::new(config, workers)),
                 desk: Arc::new(desk),
             },

@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use async_io::Timer;
-use log::{error, info, warn};
+use futures_lite::FutureExt;
+use log::{LevelFilter, error, info, warn};
 
 use crate::config::source::Source;
-use crate::config::{Config, ConfigError};
+use crate::config::{AdminAddress, Config, ConfigError};
 use crate::listener::Bound;
 use crate::proxy::Error;
 use crate::state::State;
@@ -29,6 +28,15 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Handle {
     pub(crate) state: Arc<State>,
     pub(crate) desk: Arc<Desk>,
+    /// As at the start.
+    pub(crate) fixed: Fixed,
+}
+
+/// What a reload cannot change.
+#[derive(Clone, Debug)]
+pub(crate) struct Fixed {
+    pub(crate) admin: Option<AdminAddress>,
+    pub(crate) log_level: LevelFilter,
 }
 
 /// Why a configuration was not taken. The one before it goes on.
@@ -100,14 +108,31 @@ impl Desk {
         found.next().map(|(_, address)| *address)
     }
 
-    /// Takes the addresses that are new in `config`, and tells the workers. The
-    /// receiver is closed once all have applied it.
+    /// Takes the addresses that are new in `config`, tells the workers, and
+    /// settles it for everyone else. The receiver is closed once all have
+    /// applied it.
     ///
     /// # Errors
     /// Every address that cannot be had; then nothing has changed.
-    pub(crate) fn change(&self, config: &Arc<Config>) -> Result<Receiver<()>, Vec<Error>> {
+    pub(crate) fn change(
+        &self,
+        config: &Arc<Config>,
+        settle: impl FnOnce(),
+    ) -> Result<Receiver<()>, Vec<Error>> {
         let mut open = self.open();
         let keys: Vec<Key> = config.entry_points.iter().map(Key::of).collect();
+        let unused = self.inherited.iter().map(|(address, _)| address);
+        let unused = unused.filter(|it| !keys.iter().any(|key| key.address == **it));
+        let unused: Vec<Error> = unused
+            .map(|address| {
+                Error::Inherited(format!(
+                    "the socket for {address} was handed over, and no entry point would have this address any more: clients would wait for ever; this takes a restart"
+                ))
+            })
+            .collect();
+        if !unused.is_empty() {
+            return Err(unused);
+        }
         let new: Vec<&Key> = keys.iter().filter(|key| !open.contains_key(key)).collect();
         let (sockets, addresses) = self.bind(&new)?;
         let gone = open.len();
@@ -129,6 +154,7 @@ impl Desk {
             // A worker that has ended needs none.
             drop(worker.try_send(change));
         }
+        settle();
         Ok(all_applied)
     }
 
@@ -172,7 +198,6 @@ impl Handle {
     /// Ends the proxy: workers go on accepting for
     /// `requestAcceptGraceTimeout`, then finish what is in flight.
     pub fn stop(&self) {
-        self.state.stopping.store(true, Ordering::Relaxed);
         self.state.stop.set();
     }
 
@@ -203,10 +228,17 @@ impl Handle {
         let changed = self.change(config);
         match changed {
             Ok(applied) => {
-                // Nothing is ever sent: an error means closed.
-                let _closed = applied.recv().await;
-                info!("configuration: applied");
-                Ok(())
+                let applied = async {
+                    // Nothing is ever sent: an error means closed.
+                    let _closed = applied.recv().await;
+                    info!("configuration: applied");
+                    Ok(())
+                };
+                let stopped = async {
+                    self.state.stop.wait().await;
+                    Err(ReloadError::Stopping)
+                };
+                applied.or(stopped).await
             }
             Err(error) => {
                 self.refused();
@@ -216,23 +248,21 @@ impl Handle {
     }
 
     fn change(&self, config: Config) -> Result<Receiver<()>, ReloadError> {
-        if self.state.is_stopping() {
+        if self.state.stop.is_set() {
             return Err(ReloadError::Stopping);
         }
-        let before = self.state.config();
         for (key, differs) in [
-            ("admin.address", before.admin != config.admin),
-            ("log.level", before.log_level != config.log_level),
+            ("admin.address", self.fixed.admin != config.admin),
+            ("log.level", self.fixed.log_level != config.log_level),
         ] {
             if differs {
-                warn!("configuration: {key} has changed, and takes a restart");
+                warn!("configuration: {key} is another than at the start, which takes a restart");
             }
         }
         let config = Arc::new(config);
-        let applied = self.desk.change(&config);
-        let applied = applied.map_err(ReloadError::Addresses)?;
-        self.state.configure(config);
-        Ok(applied)
+        let settle = || self.state.configure(Arc::clone(&config));
+        let applied = self.desk.change(&config, settle);
+        applied.map_err(ReloadError::Addresses)
     }
 
     fn refused(&self) {
@@ -244,32 +274,48 @@ impl Handle {
     /// and whenever `asked` says so. A bad file is reported, and changes
     /// nothing. Never ends.
     pub async fn follow(&self, mut source: Source, asked: Receiver<()>) {
-        let mut looks = Timer::interval(LOOK);
         loop {
-            let mut question = std::pin::pin!(asked.recv());
-            let was_asked = poll_fn(|cx| match question.as_mut().poll(cx) {
-                Poll::Ready(Ok(())) => Poll::Ready(true),
-                // Nobody can ask any more.
-                Poll::Ready(Err(_)) | Poll::Pending => {
-                    futures_lite::StreamExt::poll_next(&mut looks, cx).map(|_| false)
+            let question = async {
+                match asked.recv().await {
+                    Ok(()) => true,
+                    // Nobody can ask any more.
+                    Err(_) => std::future::pending().await,
                 }
-            })
-            .await;
-            let loaded = if was_asked {
-                info!("configuration: asked to reload");
-                Some(source.load())
-            } else {
-                source.look()
             };
+            let look = async {
+                Timer::after(LOOK).await;
+                false
+            };
+            let was_asked = question.or(look).await;
+            if was_asked {
+                info!("configuration: asked to reload");
+            }
+            // A file system may take its time, or all of it.
+            let looking = smol::unblock(move || {
+                let loaded = if was_asked {
+                    Some(source.load())
+                } else {
+                    source.look()
+                };
+                (source, loaded)
+            });
+            let (returned, loaded) = looking.await;
+            source = returned;
             match loaded {
                 None => {}
-                Some(Ok(config)) => {
+                Some(Ok((config, candidate))) => {
                     let path = source.path().display().to_string();
                     for warning in &config.warnings {
                         warn!("{path}: {warning}");
                     }
-                    if let Err(error) = self.reload(config).await {
-                        error!("{path}: not taken, the configuration before it goes on: {error}");
+                    match self.reload(config).await {
+                        Ok(()) => source.accept(candidate),
+                        Err(error) => {
+                            source.refuse(candidate);
+                            error!(
+                                "{path}: not taken, the configuration before it goes on: {error}"
+                            );
+                        }
                     }
                 }
                 Some(Err(error)) => {

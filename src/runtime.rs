@@ -45,6 +45,23 @@ pub trait Runtime: Clone + fmt::Debug + 'static {
         listener: &Self::Listener,
     ) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>>;
 
+    /// A connection that the kernel holds for us now, if there is one. It asks
+    /// the kernel, not what was last heard of it.
+    ///
+    /// # Errors
+    /// As [`accept`](Self::accept).
+    fn accept_now(
+        &self,
+        listener: &Self::Listener,
+    ) -> Option<io::Result<(Self::Stream, SocketAddr)>> {
+        let mut accept = std::pin::pin!(self.accept(listener));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match accept.as_mut().poll(&mut cx) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        }
+    }
+
     /// Opens a connection, without a deadline of its own.
     ///
     /// # Errors

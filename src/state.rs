@@ -1,6 +1,6 @@
 //! What the parts of a running proxy know of each other, on any thread.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_channel::{Receiver, Sender};
@@ -25,8 +25,6 @@ pub(crate) struct State {
     /// Workers that listen.
     pub(crate) listening: AtomicUsize,
     pub(crate) stop: Once,
-    /// Set as soon as the stop was asked for.
-    pub(crate) stopping: AtomicBool,
     /// Workers may listen.
     pub(crate) go: Once,
 }
@@ -51,7 +49,6 @@ impl State {
             workers,
             listening: AtomicUsize::new(0),
             stop: Once::new(),
-            stopping: AtomicBool::new(false),
             go: Once::new(),
         };
         state.reloads.at.store(unix_now(), Ordering::Relaxed);
@@ -73,13 +70,9 @@ impl State {
         self.configured.ring();
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
-
     /// Why the proxy does not serve, if so.
     pub(crate) fn not_ready(&self) -> Option<String> {
-        if self.is_stopping() {
+        if self.stop.is_set() {
             return Some("stopping".to_owned());
         }
         if self.config().needs_identity() {
@@ -116,6 +109,10 @@ impl Once {
     /// It has happened.
     pub(crate) fn set(&self) {
         self.sender.close();
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.sender.is_closed()
     }
 
     /// Completes once it has happened. Cancel safe.

@@ -11,7 +11,9 @@
 //!
 //! Expiry is no loss of trust. A peer is judged by today's authorities and
 //! today's allowlist, but as of the time of its handshake; else every tunnel
-//! would die with the first certificate that is renewed.
+//! would die with the first certificate that is renewed. For the same reason
+//! the absence of an authority that has expired since says nothing: bundles
+//! are tidied up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,24 +25,30 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
+use futures_lite::future::yield_now;
 use log::{info, warn};
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use slab::Slab;
 use spiffe::SpiffeId;
 
-use crate::config::{Config, Spiffe};
+use crate::config::Config;
+use crate::identity::bundle::Bundle;
 use crate::identity::{Identity, Snapshot};
 use crate::metrics::{EXPIRED, Recorder, TRUST_LOST};
 use crate::runtime::{Runtime, Timer};
-use crate::tls::verifier::{PeerError, Role, VerifiedPeer, verify};
+use crate::tls::verifier::{
+    Authorities, PeerError, Role, Verified, VerifiedPeer, authenticate, authorise,
+};
 use crate::tls::{provider, unix_now};
 use crate::transport::Transport;
 
 /// How often deadlines and expiry are looked at, while there is one to meet.
 const TICK: Duration = Duration::from_secs(1);
+/// Connections judged before others get a turn; each may cost a signature.
+const JUDGED_PER_TURN: usize = 32;
 
-/// Why a peer would not be admitted any more.
+/// Why a connection may not be used further.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Loss {
     /// We have no identity ourselves.
@@ -51,7 +59,7 @@ pub enum Loss {
     NoTransport,
     /// The verifier says no.
     Peer(PeerError),
-    /// A certificate of the handshake has expired (`spiffe.closeOnExpiry`).
+    /// A certificate of the handshake has expired. No loss of trust.
     Expired,
 }
 
@@ -63,10 +71,8 @@ impl fmt::Display for Loss {
             Self::NoTransport => {
                 f.write_str("the configuration has no such transport with spiffe any more")
             }
-            Self::Peer(error) => write!(f, "the peer would not be admitted any more: {error}"),
-            Self::Expired => {
-                f.write_str("a certificate of its handshake has expired (closeOnExpiry)")
-            }
+            Self::Peer(error) => write!(f, "the peer is not trusted any more: {error}"),
+            Self::Expired => f.write_str("a certificate of its handshake has expired"),
         }
     }
 }
@@ -84,43 +90,20 @@ impl Loss {
 /// On what a peer was admitted.
 #[derive(Debug)]
 pub(crate) struct Grounds {
-    pub(crate) peer: VerifiedPeer,
-    /// Whom we said to be.
-    pub(crate) own: SpiffeId,
+    pub(crate) verified: Verified,
     /// As it came, leaf first.
     pub(crate) chain: Vec<CertificateDer<'static>>,
-    /// The transport's name; its policy is looked up anew each time.
-    pub(crate) transport: String,
-    /// When the handshake was.
-    pub(crate) at: UnixTime,
-    /// The earlier end of the two leaves' lives, Unix seconds.
-    pub(crate) not_after: i64,
+    /// By what it was admitted.
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) snapshot: Arc<Snapshot>,
 }
 
-/// Whether a peer admitted on these grounds would be admitted by `snapshot`
-/// and `policy`. Pure.
-fn judge(
-    grounds: &Grounds,
-    snapshot: Option<&Snapshot>,
-    policy: Option<&Transport>,
-    algorithms: &WebPkiSupportedAlgorithms,
-) -> Result<(), Loss> {
-    let allowlist = policy.and_then(Transport::allowlist);
-    let allowlist = allowlist.ok_or(Loss::NoTransport)?;
-    let snapshot = snapshot.ok_or(Loss::Withdrawn)?;
-    if *snapshot.svid().id() != grounds.own {
-        return Err(Loss::Renamed);
+impl Grounds {
+    /// The end of the first life that the handshake depended on, ours
+    /// included. Unix seconds.
+    fn until(&self) -> i64 {
+        self.verified.until.min(self.snapshot.svid().not_after())
     }
-    verify(
-        &grounds.chain,
-        Role::Server,
-        snapshot,
-        allowlist,
-        algorithms,
-        grounds.at,
-    )
-    .map(|_| ())
-    .map_err(Loss::Peer)
 }
 
 /// The state of all that decides about a peer: of the identity, and of the
@@ -135,7 +118,7 @@ struct Version {
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Standing {
     Good,
-    /// Until then, for what is under way.
+    /// The grace, from then on, for what is under way.
     Lost(Loss, Instant),
     /// Nothing.
     Over(Loss),
@@ -143,13 +126,64 @@ enum Standing {
 
 #[derive(Debug)]
 struct Connection {
-    grounds: Grounds,
+    verified: Verified,
+    chain: Vec<CertificateDer<'static>>,
+    /// Its name; the policy is looked up anew each time.
+    transport: String,
+    /// Whom we said to be.
+    own: SpiffeId,
+    until: i64,
+    /// The bundle by which its chain was last found good. The same again
+    /// needs no second look.
+    bundle: RefCell<Option<Arc<Bundle>>>,
     /// As of when its standing is right.
     seen: Cell<Version>,
     standing: RefCell<Standing>,
     is_tunnel: Cell<bool>,
     /// Of whoever uses it, once it is over.
     waker: RefCell<Option<Waker>>,
+}
+
+impl Connection {
+    /// Whether the peer would be admitted by `snapshot` and `policy`, at
+    /// `unix` (seconds). What was verified is remembered.
+    fn judge(
+        &self,
+        snapshot: Option<&Snapshot>,
+        policy: Option<&Transport>,
+        algorithms: &WebPkiSupportedAlgorithms,
+        unix: i64,
+    ) -> Result<(), Loss> {
+        let allowlist = policy.and_then(Transport::allowlist);
+        let allowlist = allowlist.ok_or(Loss::NoTransport)?;
+        let snapshot = snapshot.ok_or(Loss::Withdrawn)?;
+        if *snapshot.svid().id() != self.own {
+            return Err(Loss::Renamed);
+        }
+        let peer = &self.verified.peer;
+        authorise(peer, allowlist, snapshot).map_err(Loss::Peer)?;
+        let domain = peer.id().trust_domain();
+        let Some(bundle) = snapshot.bundle(domain) else {
+            let id = peer.id().clone();
+            return Err(Loss::Peer(PeerError::NoBundle { id }));
+        };
+        let known = self.bundle.borrow().clone();
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, bundle));
+        if is_known || unix > self.verified.authority_until {
+            return Ok(());
+        }
+        authenticate(
+            &self.chain,
+            Role::Server,
+            snapshot,
+            Authorities::NotExpired,
+            algorithms,
+            self.verified.at,
+        )
+        .map_err(Loss::Peer)?;
+        *self.bundle.borrow_mut() = Some(Arc::clone(bundle));
+        Ok(())
+    }
 }
 
 /// All open connections of a worker to SPIFFE peers.
@@ -192,14 +226,14 @@ impl Trust {
         &self.0.identity
     }
 
-    /// From now on these transports decide.
+    /// From now on this configuration decides.
     pub(crate) fn configure(&self, config: &Config) {
-        let Spiffe {
-            trust_loss_grace,
-            close_on_expiry,
-            ..
-        } = config.spiffe;
-        self.set(&config.transports, trust_loss_grace, close_on_expiry);
+        let spiffe = &config.spiffe;
+        self.set(
+            &config.transports,
+            spiffe.trust_loss_grace,
+            spiffe.close_on_expiry,
+        );
     }
 
     fn set(&self, transports: &[Arc<Transport>], grace: Duration, closes_on_expiry: bool) {
@@ -207,9 +241,12 @@ impl Trust {
         *self.0.policies.borrow_mut() = transports.iter().map(named).collect();
         self.0.grace.set(grace);
         self.0.closes_on_expiry.set(closes_on_expiry);
-        self.0
-            .configuration
-            .set(self.0.configuration.get().wrapping_add(1));
+        let next = self.0.configuration.get().wrapping_add(1);
+        self.0.configuration.set(next);
+        self.ring();
+    }
+
+    fn ring(&self) {
         // Full: it has been rung already.
         let _rung = self.0.bell.0.try_send(());
     }
@@ -228,16 +265,38 @@ impl Trust {
     /// # Errors
     /// The peer would not be admitted now.
     pub(crate) fn admit(&self, grounds: Grounds) -> Result<Admission, Loss> {
+        // Read before what it stands for: it can be too old, never too new.
         let seen = self.version();
-        self.judge(&grounds)?;
-        let connection = Rc::new(Connection {
-            grounds,
+        let nothing_new = seen.generation == grounds.snapshot.generation()
+            && self
+                .0
+                .policies
+                .borrow()
+                .get(&grounds.transport.name)
+                .is_some_and(|today| *today == grounds.transport);
+        let domain = grounds.verified.peer.id().trust_domain();
+        let connection = Connection {
+            own: grounds.snapshot.svid().id().clone(),
+            until: grounds.until(),
+            bundle: RefCell::new(grounds.snapshot.bundle(domain).cloned()),
+            transport: grounds.transport.name.clone(),
+            verified: grounds.verified,
+            chain: grounds.chain,
             seen: Cell::new(seen),
             standing: RefCell::new(Standing::Good),
             is_tunnel: Cell::new(false),
             waker: RefCell::new(None),
-        });
-        let slot = self.0.open.borrow_mut().insert(Rc::clone(&connection));
+        };
+        if !nothing_new {
+            self.judge(&connection)?;
+        }
+        let connection = Rc::new(connection);
+        let mut open = self.0.open.borrow_mut();
+        if open.is_empty() && self.0.closes_on_expiry.get() {
+            // Nobody was there to watch; from now on somebody is.
+            self.ring();
+        }
+        let slot = open.insert(Rc::clone(&connection));
         Ok(Admission {
             connection,
             slot,
@@ -245,11 +304,11 @@ impl Trust {
         })
     }
 
-    fn judge(&self, grounds: &Grounds) -> Result<(), Loss> {
+    fn judge(&self, connection: &Connection) -> Result<(), Loss> {
         let snapshot = self.0.identity.current();
         let policies = self.0.policies.borrow();
-        let policy = policies.get(&grounds.transport).map(Arc::as_ref);
-        judge(grounds, snapshot.as_deref(), policy, &self.0.algorithms)
+        let policy = policies.get(&connection.transport).map(Arc::as_ref);
+        connection.judge(snapshot.as_deref(), policy, &self.0.algorithms, unix_now())
     }
 
     /// Follows changes of the identity and of the configuration, and calls
@@ -264,12 +323,11 @@ impl Trust {
                 Poll::Pending => timer.poll(cx).map(|()| false),
             })
             .await;
-            let now = runtime.now();
             if rung {
-                self.look(now);
+                self.look(|| runtime.now()).await;
                 changed();
             }
-            self.finish(now, unix_now());
+            self.finish(runtime.now(), unix_now());
         }
     }
 
@@ -279,7 +337,8 @@ impl Trust {
         let deadlines = open
             .iter()
             .filter_map(|(_, it)| match *it.standing.borrow() {
-                Standing::Lost(_, until) => Some(until),
+                // Beyond the end of time there is no deadline.
+                Standing::Lost(_, since) => since.checked_add(self.0.grace.get()),
                 _ => None,
             });
         let tick = self.0.closes_on_expiry.get() && !open.is_empty();
@@ -288,28 +347,23 @@ impl Trust {
     }
 
     /// Judges every connection that was not judged since the last change.
-    fn look(&self, now: Instant) {
+    async fn look(&self, now: impl Fn() -> Instant) {
         let version = self.version();
-        // Many connections lead to the same few peers.
-        let mut verdicts: HashMap<(&str, &[u8], u64), Result<(), Loss>> = HashMap::new();
         let mut news: HashMap<(String, String, String), usize> = HashMap::new();
-        let open: Vec<Rc<Connection>> = {
+        let stale: Vec<Rc<Connection>> = {
             let open = self.0.open.borrow();
             let stale = open.iter().filter(|(_, it)| it.seen.get() != version);
             stale.map(|(_, it)| Rc::clone(it)).collect()
         };
-        for it in &open {
-            let grounds = &it.grounds;
-            let leaf = grounds.chain.first().map_or(&[][..], |leaf| leaf.as_ref());
-            let verdict = verdicts
-                .entry((&grounds.transport, leaf, grounds.at.as_secs()))
-                .or_insert_with(|| self.judge(grounds));
+        for (index, it) in stale.iter().enumerate() {
+            if index % JUDGED_PER_TURN == JUDGED_PER_TURN - 1 {
+                yield_now().await;
+            }
+            let verdict = self.judge(it);
             it.seen.set(version);
-            if let Some(words) = self.apply(it, verdict.clone(), now) {
-                let peer = grounds.peer.id().to_string();
-                *news
-                    .entry((grounds.transport.clone(), peer, words))
-                    .or_default() += 1;
+            if let Some(words) = self.apply(it, verdict, now()) {
+                let peer = it.verified.peer.id().to_string();
+                *news.entry((it.transport.clone(), peer, words)).or_default() += 1;
             }
         }
         for ((transport, peer, words), count) in news {
@@ -331,9 +385,7 @@ impl Trust {
             (Standing::Good, Err(loss)) => {
                 let grace = self.0.grace.get();
                 let words = format!("{loss}; what is under way has {grace:?} (trustLossGrace)");
-                // A grace beyond the end of time has no end.
-                let until = now.checked_add(grace).unwrap_or(now);
-                *standing = Standing::Lost(loss, until);
+                *standing = Standing::Lost(loss, now);
                 Some(words)
             }
         }
@@ -341,13 +393,15 @@ impl Trust {
 
     /// Ends what is over.
     fn finish(&self, now: Instant, unix: i64) {
-        let closes_on_expiry = self.0.closes_on_expiry.get();
+        let (grace, closes_on_expiry) = (self.0.grace.get(), self.0.closes_on_expiry.get());
         for (_, it) in self.0.open.borrow().iter() {
             let mut standing = it.standing.borrow_mut();
             let over = match &*standing {
-                Standing::Lost(loss, until) if *until <= now => loss.clone(),
+                Standing::Lost(loss, since) if now.saturating_duration_since(*since) >= grace => {
+                    loss.clone()
+                }
                 Standing::Good | Standing::Lost(..)
-                    if closes_on_expiry && it.is_tunnel.get() && unix > it.grounds.not_after =>
+                    if closes_on_expiry && it.is_tunnel.get() && unix > it.until =>
                 {
                     Loss::Expired
                 }
@@ -374,32 +428,33 @@ impl Admission {
     /// Who the peer is.
     #[must_use]
     pub fn peer(&self) -> &VerifiedPeer {
-        &self.connection.grounds.peer
+        &self.connection.verified.peer
     }
 
     /// Whether the connection may serve another exchange at `unix` (seconds):
-    /// its peer would be admitted now, and neither leaf of its handshake has
-    /// expired.
-    pub(crate) fn is_fit(&self, unix: i64) -> bool {
+    /// its peer would be admitted now, and no certificate that its handshake
+    /// depended on has expired.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn is_fit(&self, unix: i64) -> Result<(), Loss> {
         let it = &self.connection;
-        if unix > it.grounds.not_after {
-            return false;
+        match &*it.standing.borrow() {
+            Standing::Over(loss) => return Err(loss.clone()),
+            // What has changed since is so new that it was not looked at yet.
+            _ if it.seen.get() != self.trust.version() => self.trust.judge(it)?,
+            Standing::Lost(loss, _) => return Err(loss.clone()),
+            Standing::Good => {}
         }
-        let version = self.trust.version();
-        if it.seen.get() != version {
-            // The change is so new that it was not looked at yet.
-            return self.trust.judge(&it.grounds).is_ok();
+        if unix > it.until {
+            return Err(Loss::Expired);
         }
-        *it.standing.borrow() == Standing::Good
+        Ok(())
     }
 
     /// From now on it carries something that has no end of its own.
     pub(crate) fn becomes_tunnel(&self) {
         self.connection.is_tunnel.set(true);
-        // The first to be watched for its expiry.
-        if self.trust.0.closes_on_expiry.get() {
-            let _rung = self.trust.0.bell.0.try_send(());
-        }
     }
 
     /// Ready once what is under way must end.
@@ -415,32 +470,19 @@ impl Admission {
         Poll::Pending
     }
 
-    /// Counts a connection that is closed because it is not fit. `usage` is
-    /// what it was used for: `idle`, `exchange`, `tunnel` or `upgrade`.
-    pub(crate) fn count_closed(&self, usage: &str) {
-        let grounds = &self.connection.grounds;
-        let lost = match &*self.connection.standing.borrow() {
-            Standing::Over(Loss::Expired) => false,
-            Standing::Lost(..) | Standing::Over(_) => true,
-            Standing::Good => self.trust.judge(grounds).is_err(),
+    /// Counts a connection that is closed for this reason. `usage` is what it
+    /// was used for: `idle`, `exchange`, `tunnel` or `upgrade`.
+    pub(crate) fn count_closed(&self, usage: &str, why: &Loss) {
+        let transport = self.connection.transport.as_str();
+        let family = if *why == Loss::Expired {
+            &EXPIRED
+        } else {
+            &TRUST_LOST
         };
-        let family = if lost { &TRUST_LOST } else { &EXPIRED };
-        let counter = self
-            .trust
-            .0
-            .recorder
-            .counter(family, &[&grounds.transport, usage]);
+        let counter = self.trust.0.recorder.counter(family, &[transport, usage]);
         counter.add(1);
-        info!(
-            "{}: a connection to {} is closed ({usage}): {}",
-            grounds.transport,
-            grounds.peer.id(),
-            if lost {
-                "its peer is not trusted any more"
-            } else {
-                "a certificate of its handshake has expired"
-            }
-        );
+        let peer = self.peer().id();
+        info!("{transport}: a connection to {peer} is closed ({usage}): {why}");
     }
 }
 
@@ -466,9 +508,9 @@ mod tests {
     use super::pki::{Authority, leaf};
     use super::*;
     use crate::metrics::{Metrics, Text};
-    use crate::tls::verifier::VerifiedPeer;
     use crate::transport::{Allowlist, Authentication, TlsVersions};
     use futures_lite::future::poll_once;
+    use rustls::pki_types::UnixTime;
 
     const PEER: &str = "spiffe://example.org/db";
     const OWN: &str = "spiffe://example.org/proxy";
@@ -480,6 +522,7 @@ mod tests {
         identity: Identity,
         metrics: Metrics,
         trust: Trust,
+        first: Arc<Snapshot>,
         begin: Instant,
     }
 
@@ -489,41 +532,40 @@ mod tests {
             let metrics = Metrics::default();
             let trust = Trust::new(identity.clone(), Rc::new(metrics.recorder()));
             trust.set(&[transport("t", PEER)], GRACE, false);
-            let room = Self {
-                ca: Authority::new("example.org"),
+            let ca = Authority::new("example.org");
+            let first = snapshot(&ca, OWN, &[&ca]);
+            identity.publish_for_tests(snapshot(&ca, OWN, &[&ca]));
+            Self {
+                ca,
                 identity,
                 metrics,
                 trust,
+                first,
                 begin: Instant::now(),
-            };
-            room.publish(OWN, &[&room.ca]);
-            room
+            }
         }
 
         fn publish(&self, own: &str, authorities: &[&Authority]) {
-            let ours = leaf(&self.ca, own, |_| {});
-            let bundle = authorities.iter().map(|it| it.der().to_vec()).collect();
-            let snapshot = Snapshot::for_tests(
-                own,
-                ours.chain,
-                ours.key_pkcs8_der,
-                vec![("example.org", bundle)],
-            );
-            self.identity.publish_for_tests(snapshot.unwrap());
+            let snapshot = snapshot(&self.ca, own, authorities);
+            self.identity.publish_for_tests(snapshot);
         }
 
-        fn grounds(&self, transport: &str, at: u64, not_after: i64) -> Grounds {
+        fn grounds(&self, name: &str, at: u64, not_after: i64) -> Grounds {
             let theirs = leaf(&self.ca, PEER, |params| {
                 params.not_before = time::OffsetDateTime::from_unix_timestamp(0).unwrap();
                 params.not_after = time::OffsetDateTime::from_unix_timestamp(not_after).unwrap();
             });
+            let snapshot = self.identity.current();
             Grounds {
-                peer: VerifiedPeer::for_tests(PEER),
-                own: SpiffeId::new(OWN).unwrap(),
+                verified: Verified {
+                    peer: VerifiedPeer::for_tests(PEER),
+                    at: UnixTime::since_unix_epoch(Duration::from_secs(at)),
+                    until: not_after,
+                    authority_until: 2_524_608_000,
+                },
                 chain: theirs.chain,
-                transport: transport.to_owned(),
-                at: UnixTime::since_unix_epoch(Duration::from_secs(at)),
-                not_after,
+                transport: transport(name, PEER),
+                snapshot: snapshot.unwrap_or_else(|| self.first.clone()),
             }
         }
 
@@ -534,7 +576,7 @@ mod tests {
         /// What the follower does, so many seconds after the beginning.
         fn follow(&self, seconds: u64, unix: i64) {
             let now = self.begin + Duration::from_secs(seconds);
-            self.trust.look(now);
+            futures_lite::future::block_on(self.trust.look(|| now));
             self.trust.finish(now, unix);
         }
 
@@ -543,6 +585,13 @@ mod tests {
             self.metrics.write(&mut text);
             text.into_string()
         }
+    }
+
+    fn snapshot(ca: &Authority, own: &str, authorities: &[&Authority]) -> Arc<Snapshot> {
+        let ours = leaf(ca, own, |_| {});
+        let bundle = authorities.iter().map(|it| it.der().to_vec()).collect();
+        let bundles = vec![("example.org", bundle)];
+        Snapshot::for_tests(own, ours.chain, ours.key_pkcs8_der, bundles).unwrap()
     }
 
     /// 2030, within the lives of the test authorities.
@@ -573,20 +622,21 @@ mod tests {
     fn what_is_under_way_has_the_grace_and_not_a_second_more() {
         let room = Room::new();
         let admission = room.admit();
-        assert!(admission.is_fit(UNIX));
+        assert_eq!(admission.is_fit(UNIX), Ok(()));
         room.publish(OWN, &[]);
         // Before anyone has looked at it.
-        assert!(!admission.is_fit(UNIX));
+        assert!(admission.is_fit(UNIX).is_err());
         room.follow(0, UNIX);
-        assert!(!admission.is_fit(UNIX));
+        assert!(admission.is_fit(UNIX).is_err());
         room.follow(29, UNIX);
         assert_eq!(over(&admission), None);
         // Another change does not begin it anew.
         room.publish(OWN, &[]);
         room.follow(29, UNIX);
         room.follow(30, UNIX);
-        assert!(matches!(over(&admission), Some(Loss::Peer(_))));
-        admission.count_closed("tunnel");
+        let loss = over(&admission).unwrap();
+        assert!(matches!(loss, Loss::Peer(_)), "{loss}");
+        admission.count_closed("tunnel", &loss);
         let line = "svidgate_trust_loss_closed_total{transport=\"t\",use=\"tunnel\"} 1\n";
         assert!(room.page().contains(line), "{}", room.page());
     }
@@ -599,7 +649,7 @@ mod tests {
         room.follow(0, UNIX);
         room.publish(OWN, &[&room.ca]);
         room.follow(29, UNIX);
-        assert!(admission.is_fit(UNIX));
+        assert_eq!(admission.is_fit(UNIX), Ok(()));
         room.follow(1000, UNIX);
         assert_eq!(over(&admission), None);
         // The next loss has a grace of its own.
@@ -613,7 +663,7 @@ mod tests {
         room.publish(OWN, &[&room.ca]);
         room.follow(2031, UNIX);
         assert!(over(&admission).is_some());
-        assert!(!admission.is_fit(UNIX));
+        assert!(admission.is_fit(UNIX).is_err());
     }
 
     #[test]
@@ -627,9 +677,9 @@ mod tests {
         room.follow(100_000, UNIX + 100_000);
         assert_eq!(over(&admission), None);
         // A tunnel goes on; an exchange more there may not be.
-        assert!(admission.is_fit(UNIX + 5));
-        assert!(!admission.is_fit(UNIX + 6));
-        admission.count_closed("idle");
+        assert_eq!(admission.is_fit(UNIX + 5), Ok(()));
+        assert_eq!(admission.is_fit(UNIX + 6), Err(Loss::Expired));
+        admission.count_closed("idle", &Loss::Expired);
         let line = "svidgate_expiry_closed_total{transport=\"t\",use=\"idle\"} 1\n";
         assert!(room.page().contains(line), "{}", room.page());
     }
@@ -698,7 +748,9 @@ mod tests {
             let loss = over(&admission).unwrap_or_else(|| panic!("{name}"));
             assert!(expected(&loss), "{name}: {loss}");
             // Nor does anyone come in on it any more.
-            let late = room.trust.admit(room.grounds("t", NOW, FAR));
+            let mut late = room.grounds("t", NOW, FAR);
+            late.snapshot = Arc::clone(&room.first);
+            let late = room.trust.admit(late);
             assert!(expected(&late.unwrap_err()), "{name}");
         }
     }
@@ -713,5 +765,60 @@ mod tests {
         drop(second);
         assert!(room.trust.0.open.borrow().is_empty());
         assert_eq!(room.trust.next(room.begin), None);
+    }
+    /// Bundles are tidied up: an authority that has expired is taken out.
+    #[test]
+    fn an_authority_that_has_expired_may_go() {
+        let room = Room::new();
+        let mut grounds = room.grounds("t", NOW, FAR);
+        grounds.verified.authority_until = unix_now() - 1;
+        let admission = room.trust.admit(grounds).unwrap();
+        room.publish(OWN, &[]);
+        room.follow(0, UNIX);
+        room.follow(100, UNIX);
+        assert_eq!(over(&admission), None);
+        // Not so the bundle as a whole.
+        let ours = leaf(&room.ca, OWN, |_| {});
+        let nobody = Snapshot::for_tests(OWN, ours.chain, ours.key_pkcs8_der, Vec::new());
+        room.identity.publish_for_tests(nobody.unwrap());
+        room.follow(200, UNIX);
+        room.follow(300, UNIX);
+        let loss = over(&admission);
+        assert!(
+            matches!(loss, Some(Loss::Peer(PeerError::NoBundle { .. }))),
+            "{loss:?}"
+        );
+    }
+
+    /// The same name and key, certified anew after the handshake.
+    #[test]
+    fn an_authority_that_was_issued_anew_is_the_same() {
+        let room = Room::new();
+        let admission = room.admit();
+        let renewed = room.ca.certify(&room.ca, |params| {
+            params.not_before = time::OffsetDateTime::from_unix_timestamp(UNIX + 50).unwrap();
+        });
+        let ours = leaf(&room.ca, OWN, |_| {});
+        let bundles = vec![("example.org", vec![renewed.to_vec()])];
+        let snapshot = Snapshot::for_tests(OWN, ours.chain, ours.key_pkcs8_der, bundles);
+        room.identity.publish_for_tests(snapshot.unwrap());
+        room.follow(0, UNIX + 60);
+        room.follow(100, UNIX + 60);
+        assert_eq!(over(&admission), None);
+        assert_eq!(admission.is_fit(UNIX + 60), Ok(()));
+    }
+
+    #[test]
+    fn a_shorter_grace_counts_for_what_is_lost_already() {
+        let room = Room::new();
+        let admission = room.admit();
+        room.publish(OWN, &[]);
+        room.follow(0, UNIX);
+        room.trust
+            .set(&[transport("t", PEER)], Duration::from_secs(3), false);
+        room.follow(2, UNIX);
+        assert_eq!(over(&admission), None);
+        room.follow(3, UNIX);
+        assert!(over(&admission).is_some());
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use futures_lite::FutureExt;
+use futures_lite::future::yield_now;
 use log::{info, warn};
 
 use crate::config::{Config, EntryPoint, HttpService, Serves};
@@ -66,10 +67,20 @@ struct Worker<R: Runtime> {
     /// Our host name.
     server: Rc<str>,
     entries: Vec<Entry<R>>,
-    /// How each entry point that has ended did so.
-    ended: (Sender<bool>, Receiver<bool>),
+    /// The tasks of the entry points.
+    lives: Drain,
+    /// Whether one of them had to cut something.
+    has_cut: Rc<Cell<bool>>,
     /// Set at the end, for tasks that nothing else ends.
     over: Once,
+}
+
+/// However it ends: an embedder may drop it.
+impl<R: Runtime> Drop for Worker<R> {
+    fn drop(&mut self) {
+        self.over.set();
+        self.pool.keep_only(&[]);
+    }
 }
 
 /// An entry point on this worker.
@@ -117,12 +128,15 @@ pub(crate) async fn run<R: Runtime>(
         dialer,
         server: host_name().into(),
         entries: Vec::new(),
-        ended: async_channel::unbounded(),
+        lives: Drain::default(),
+        has_cut: Rc::default(),
         over: Once::new(),
     };
     worker.follow_trust();
     let drained = worker.serve(first, &changes).await;
-    worker.over.set();
+    // Whoever waits for one of these waits in vain.
+    changes.close();
+    while changes.try_recv().is_ok() {}
     drained
 }
 
@@ -178,15 +192,8 @@ impl<R: Runtime> Worker<R> {
             };
             self.apply(change)?;
         }
-        let mut drained = true;
-        let (sender, ended) = &self.ended;
-        // Each entry point holds a sender.
-        while sender.sender_count() > 1 || !ended.is_empty() {
-            if let Ok(in_time) = ended.recv().await {
-                drained &= in_time;
-            }
-        }
-        Ok(drained)
+        self.lives.done().await;
+        Ok(!self.has_cut.get())
     }
 
     /// Looks at open connections whenever what we trust has changed.
@@ -196,6 +203,8 @@ impl<R: Runtime> Worker<R> {
         self.runtime.spawn(async move {
             let following = trust.follow(&runtime, || {
                 pool.close_unfit();
+                // With it goes the last of a key that is not ours any more.
+                pool.dialer().forget();
             });
             over.wait().or(following).await;
         });
@@ -294,7 +303,8 @@ impl<R: Runtime> Worker<R> {
         bound: Bound,
         services: &mut Vec<Rc<Service<R>>>,
     ) -> io::Result<()> {
-        let listener = self.runtime.listener(bound.listen()?)?;
+        let is_shared = bound.is_shared;
+        let listener = (self.runtime.listener(bound.listen()?)?, is_shared);
         let terms = Rc::new(Terms {
             drain: Drain::default(),
             connections_max: Cell::new(1),
@@ -337,11 +347,12 @@ impl<R: Runtime> Worker<R> {
         &self,
         name: &str,
         terms: &Rc<Terms>,
-        listener: R::Listener,
+        (listener, is_shared): (R::Listener, bool),
         serve: impl Fn(R::Stream, SocketAddr, Running) -> F + 'static,
     ) {
         let (runtime, name, terms) = (self.runtime.clone(), name.to_owned(), Rc::clone(terms));
-        let (state, ended) = (Arc::clone(&self.state), self.ended.0.clone());
+        let (state, over) = (Arc::clone(&self.state), self.over.clone());
+        let (life, has_cut) = (self.lives.enter(), Rc::clone(&self.has_cut));
         let counts = Counts::new(&self.recorder, &name);
         self.runtime.spawn(async move {
             let drain = &terms.drain;
@@ -356,21 +367,25 @@ impl<R: Runtime> Worker<R> {
                 connections_max: &terms.connections_max,
                 drain,
                 counts: &counts,
+                is_shared,
             };
-            accept(&runtime, &listener, &entry, serve).or(told).await;
+            let accepting = accept(&runtime, &listener, &entry, serve);
+            let gone = over.wait();
+            gone.or(accepting).or(told).await;
             drop(listener);
+            // Those that have nothing to do end in a turn.
+            yield_now().await;
             let grace = Some(terms.grace.get());
-            let in_time = within(&runtime, grace, drain.done()).await.is_some();
-            if !in_time {
-                warn!(
-                    "{name}: {} connections were still open when graceTimeOut was over",
-                    drain.running()
-                );
-                drain.cut();
-                drain.done().await;
+            within(&runtime, grace, drain.done()).await;
+            let left = drain.in_flight();
+            if left > 0 {
+                warn!("{name}: {left} connections were still open when graceTimeOut was over");
+                // Nobody asks about an entry point that a reload took away.
+                has_cut.set(has_cut.get() || !terms.is_removed.get());
             }
-            // Nobody asks about an entry point that a reload took away.
-            let _told = ended.try_send(in_time || terms.is_removed.get());
+            drain.cut();
+            drain.done().await;
+            drop(life);
         });
     }
 }

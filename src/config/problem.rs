@@ -1,9 +1,9 @@
 //! What is wrong with a file, all of it, for a person.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+
+use super::source::Stamps;
 
 /// One thing that is wrong, or odd.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,8 +33,8 @@ impl fmt::Display for Problem {
 pub struct ConfigError {
     /// In the order of the file.
     pub problems: Vec<Problem>,
-    /// The certificate and key files that were looked at.
-    pub files: BTreeSet<PathBuf>,
+    /// The certificate and key files that were read, or could not be.
+    pub files: Stamps,
 }
 
 impl fmt::Display for ConfigError {
@@ -116,7 +116,7 @@ impl<'t> Problems<'t> {
                 self.errors.sort_by_key(|problem| problem.line);
                 Err(ConfigError {
                     problems: self.errors,
-                    files: BTreeSet::new(),
+                    files: Stamps::new(),
                 })
             }
         }

@@ -1,7 +1,6 @@
 //! The crossing from the file's mirror to [`Config`]: what is common to all
 //! tables, and the tables that are not about traffic.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use toml::Spanned;
 
 use super::problem::Problems;
 use super::raw::{self, Field, Signed};
+use super::source::Stamps;
 use super::{AdminAddress, Config, Overrides, Spiffe, schema};
 use crate::identity::endpoint;
 
@@ -19,8 +19,8 @@ pub(super) struct Reader<'p, 't> {
     pub(super) problems: &'p mut Problems<'t>,
     pub(super) overrides: &'p Overrides,
     pub(super) path: Option<&'p Path>,
-    /// Those that were named and looked at, readable or not.
-    pub(super) files: BTreeSet<PathBuf>,
+    /// Those that were read, or could not be.
+    pub(super) files: Stamps,
 }
 
 impl Reader<'_, '_> {

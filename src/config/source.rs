@@ -8,36 +8,46 @@
 //! from the kernel do not. A change counts once two looks in a row have seen
 //! the same, so that a file half written is left alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, Overrides};
 
-/// A file, what was last made of it, and how its files looked then.
+/// A file, what runs of it, and how its files looked when they were read.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     overrides: Overrides,
-    /// Of the configuration that was given out last.
-    text: String,
-    /// The files that this configuration names.
-    files: BTreeSet<PathBuf>,
-    watch: bool,
-    /// Whether the file was bad when it was read last.
-    failed: bool,
-    /// How everything looked when it was last read.
-    known: Stamps,
-    /// How it looked since, if otherwise.
+    running: Candidate,
+    /// How the file looked when it was read last, taken or not.
+    seen: Option<Stamp>,
+    /// Whether it was not taken.
+    refused: bool,
+    /// The files that it named then; somebody may mend them.
+    awaited: Stamps,
+    /// How everything looked at the last look, if not as it was read.
     changing: Option<Stamps>,
 }
 
-type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+/// What a [`Config`] was made of. It becomes what runs by
+/// [`Source::accept`].
+#[derive(Debug, Default)]
+pub struct Candidate {
+    text: String,
+    watch: bool,
+    files: Stamps,
+    /// Whether the text was read anew, rather than only what it names.
+    is_new: bool,
+}
+
+/// How files looked. `None`: nothing that can be seen.
+pub type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
 /// Two files that look alike are taken for the same.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -47,7 +57,8 @@ struct Stamp {
 
 impl Stamp {
     /// Of what a path leads to. `None`: nothing that can be seen.
-    fn of(path: &Path) -> Option<Self> {
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
         let seen = fs::metadata(path).ok()?;
         Some(Self {
             device: seen.dev(),
@@ -59,8 +70,11 @@ impl Stamp {
     }
 }
 
+type Loaded = Result<(Config, Candidate), ConfigError>;
+
 impl Source {
-    /// Reads and checks a file, as [`Config::load`] does.
+    /// Reads and checks a file, as [`Config::load`] does. What is given out
+    /// runs.
     ///
     /// # Errors
     /// Every problem, or the one that it cannot be read.
@@ -68,14 +82,14 @@ impl Source {
         let mut source = Self {
             path: path.to_owned(),
             overrides,
-            text: String::new(),
-            files: BTreeSet::new(),
-            watch: true,
-            failed: false,
-            known: Stamps::new(),
+            running: Candidate::default(),
+            seen: None,
+            refused: false,
+            awaited: Stamps::new(),
             changing: None,
         };
-        let config = source.load()?;
+        let (config, candidate) = source.load()?;
+        source.accept(candidate);
         Ok((source, config))
     }
 
@@ -88,57 +102,54 @@ impl Source {
     /// Reads and checks the file anew.
     ///
     /// # Errors
-    /// Every problem. What was loaded before stays what
-    /// [`look`](Self::look) goes back to.
-    pub fn load(&mut self) -> Result<Config, ConfigError> {
-        // Before anything is read: what changes meanwhile, the next look sees.
-        let now = self.stamps();
-        self.read(&now)
-    }
-
-    fn read(&mut self, now: &Stamps) -> Result<Config, ConfigError> {
+    /// Every problem.
+    pub fn load(&mut self) -> Loaded {
+        // Before it is read: what changes meanwhile, the next look sees.
+        self.seen = Stamp::of(&self.path);
         self.changing = None;
-        let stamp = now.get(&self.path).copied();
-        self.known.insert(
-            self.path.clone(),
-            stamp.unwrap_or_else(|| Stamp::of(&self.path)),
-        );
-        let read = Config::read(&self.path);
-        self.failed = read.is_err();
-        let text = read?;
-        let config = self.check(&text, now);
-        self.failed = config.is_err();
-        if config.is_ok() {
-            self.text = text;
+        let loaded = Config::read(&self.path).and_then(|text| self.check(text, true));
+        if let Err(error) = &loaded {
+            self.refused = true;
+            self.awaited.clone_from(&error.files);
         }
-        config
+        loaded
     }
 
-    fn check(&mut self, text: &str, now: &Stamps) -> Result<Config, ConfigError> {
-        let checked = Config::parse_from(text, &self.overrides, Some(&self.path));
-        let stamp = |path: &PathBuf| now.get(path).copied().unwrap_or_else(|| Stamp::of(path));
-        match &checked {
-            Ok(config) => {
-                self.watch = config.watch;
-                self.files.clone_from(&config.files);
-                let path = self.known.remove_entry(&self.path);
-                self.known = config.files.iter().map(|p| (p.clone(), stamp(p))).collect();
-                self.known.extend(path);
-            }
-            // What runs keeps its files, and news of them is news still; and
-            // whoever mends the others is waited for.
-            Err(error) => {
-                for path in error.files.difference(&self.files) {
-                    self.known.insert(path.clone(), stamp(path));
-                }
-            }
+    fn check(&self, text: String, is_new: bool) -> Loaded {
+        let config = Config::parse_from(&text, &self.overrides, Some(&self.path))?;
+        let candidate = Candidate {
+            watch: config.watch,
+            files: config.files.clone(),
+            text,
+            is_new,
+        };
+        Ok((config, candidate))
+    }
+
+    /// What was made of this runs now.
+    pub fn accept(&mut self, candidate: Candidate) {
+        if candidate.is_new {
+            self.refused = false;
+            self.awaited.clear();
         }
-        checked
+        self.running = candidate;
+    }
+
+    /// It was good, and does not run all the same: what ran before does.
+    pub fn refuse(&mut self, candidate: Candidate) {
+        if candidate.is_new {
+            self.refused = true;
+            self.awaited = candidate.files;
+        } else {
+            // Seen; not to be tried again and again.
+            self.running.files = candidate.files;
+        }
     }
 
     fn stamps(&self) -> Stamps {
-        let paths = self.known.keys();
-        paths.map(|path| (path.clone(), Stamp::of(path))).collect()
+        let files = self.awaited.keys().chain(self.running.files.keys());
+        let all = files.chain([&self.path]);
+        all.map(|path| (path.clone(), Stamp::of(path))).collect()
     }
 
     /// Looks whether something has changed, and if so, and if it has come to
@@ -146,11 +157,13 @@ impl Source {
     ///
     /// The file itself is followed only if it asks for that
     /// (`providers.file.watch`); certificates and keys always are, under the
-    /// text that was loaded last.
-    pub fn look(&mut self) -> Option<Result<Config, ConfigError>> {
+    /// text that runs.
+    pub fn look(&mut self) -> Option<Loaded> {
         let now = self.stamps();
-        let changed = |path: &PathBuf| self.known.get(path) != now.get(path);
-        if !now.keys().any(changed) {
+        let differ = |then: &Stamps| then.iter().any(|(path, then)| now.get(path) != Some(then));
+        let file = now.get(&self.path) != Some(&self.seen);
+        let running = differ(&self.running.files);
+        if !file && !running && !differ(&self.awaited) {
             self.changing = None;
             return None;
         }
@@ -158,26 +171,32 @@ impl Source {
             self.changing = Some(now);
             return None;
         }
-        let file = changed(&self.path);
-        let running = self.files.iter().any(changed);
         self.changing = None;
-        if self.watch && (file || self.failed) {
-            let loaded = self.read(&now);
-            // Its problems have been told, and are the same.
+        if self.running.watch && (file || self.refused) {
+            let loaded = self.load();
+            // Otherwise its problems have been told, and are the same.
             if loaded.is_ok() || file {
                 return Some(loaded);
             }
         }
-        if running {
-            let text = self.text.clone();
-            let checked = self.check(&text, &now);
-            if checked.is_err() {
-                self.known.extend(now);
-            }
-            return Some(checked);
+        self.seen = now.get(&self.path).copied().flatten();
+        update(&mut self.awaited, &now);
+        if !running {
+            return None;
         }
-        self.known.extend(now);
-        None
+        let checked = self.check(self.running.text.clone(), false);
+        if checked.is_err() {
+            update(&mut self.running.files, &now);
+        }
+        Some(checked)
+    }
+}
+
+fn update(stamps: &mut Stamps, now: &Stamps) {
+    for (path, stamp) in stamps {
+        if let Some(now) = now.get(path) {
+            *stamp = *now;
+        }
     }
 }
 
@@ -237,8 +256,10 @@ mod tests {
         Source::open(path, Overrides::default()).unwrap()
     }
 
-    fn port(looked: Option<Result<Config, ConfigError>>) -> Option<u16> {
-        let config = looked?.unwrap();
+    /// Accepts what a look has found, and tells its port.
+    fn look(source: &mut Source) -> Option<u16> {
+        let (config, candidate) = source.look()?.unwrap();
+        source.accept(candidate);
         config.entry_points.first().map(|it| it.address.port())
     }
 
@@ -247,19 +268,19 @@ mod tests {
         let room = Room::new();
         let path = room.write("file.toml", &text(1, ""));
         let (mut source, _) = open(&path);
-        assert_eq!(port(source.look()), None);
+        assert_eq!(look(&mut source), None);
         room.replace("file.toml", &text(2, ""));
-        assert_eq!(port(source.look()), None);
+        assert_eq!(look(&mut source), None);
         // It is still being written.
         room.replace("file.toml", &text(33, ""));
-        assert_eq!(port(source.look()), None);
-        assert_eq!(port(source.look()), Some(33));
-        assert_eq!(port(source.look()), None);
+        assert_eq!(look(&mut source), None);
+        assert_eq!(look(&mut source), Some(33));
+        assert_eq!(look(&mut source), None);
         // In place.
         room.write("file.toml", &text(444, ""));
-        assert_eq!(port(source.look()), None);
-        assert_eq!(port(source.look()), Some(444));
-        assert_eq!(port(source.look()), None);
+        assert_eq!(look(&mut source), None);
+        assert_eq!(look(&mut source), Some(444));
+        assert_eq!(look(&mut source), None);
     }
 
     #[test]
@@ -279,8 +300,8 @@ mod tests {
         std::os::unix::fs::symlink("data/file.toml", &path).unwrap();
         let (mut source, _) = open(&path);
         link("v2");
-        assert_eq!(port(source.look()), None);
-        assert_eq!(port(source.look()), Some(2));
+        assert_eq!(look(&mut source), None);
+        assert_eq!(look(&mut source), Some(2));
     }
 
     #[test]
@@ -300,7 +321,7 @@ mod tests {
         assert!(source.look().is_none());
         room.replace("file.toml", &text(5, ""));
         assert!(source.look().is_none());
-        assert_eq!(port(source.look()), Some(5));
+        assert_eq!(look(&mut source), Some(5));
     }
 
     #[test]
@@ -313,17 +334,18 @@ mod tests {
         );
         let path = room.write("file.toml", &text(1, &more));
         let (mut source, config) = open(&path);
-        assert_eq!(config.files, BTreeSet::from([roots]));
+        assert_eq!(config.files.into_keys().collect::<Vec<_>>(), [roots]);
         room.replace("file.toml", &text(2, &more));
         assert!(source.look().is_none());
         assert!(source.look().is_none());
         // A new certificate, and the old text.
         room.replace("ca.pem", OTHER_CA);
         assert!(source.look().is_none());
-        assert_eq!(port(source.look()), Some(1));
+        assert_eq!(look(&mut source), Some(1));
         assert!(source.look().is_none());
         // Until it is asked for.
-        assert_eq!(port(Some(source.load())), Some(2));
+        let (config, _) = source.load().unwrap();
+        assert_eq!(config.entry_points[0].address.port(), 2);
     }
 
     #[test]
@@ -338,6 +360,53 @@ mod tests {
         assert!(source.look().unwrap().is_err());
         room.replace("ca.pem", CA);
         assert!(source.look().is_none());
-        assert_eq!(port(source.look()), Some(2));
+        assert_eq!(look(&mut source), Some(2));
+    }
+    #[test]
+    fn what_was_refused_does_not_run_by_itself_later() {
+        let room = Room::new();
+        let roots = room.write("ca.pem", CA);
+        let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
+        let path = room.write("file.toml", &text(1, &more));
+        let (mut source, _) = open(&path);
+        room.replace("file.toml", &text(2, "providers.file.watch = false"));
+        assert!(source.look().is_none());
+        let (_, candidate) = source.look().unwrap().unwrap();
+        // Its address is taken, say.
+        source.refuse(candidate);
+        assert!(source.look().is_none());
+        // A certificate of what runs changes: the file is tried once more, as
+        // that may be what it lacked.
+        room.replace("ca.pem", OTHER_CA);
+        assert!(source.look().is_none());
+        let (_, candidate) = source.look().unwrap().unwrap();
+        source.refuse(candidate);
+        // It was refused again, so what runs gets its certificate.
+        room.replace("file.toml", "broken");
+        assert!(source.look().is_none());
+        assert!(source.look().unwrap().is_err());
+        assert!(source.look().is_none());
+        assert_eq!(look(&mut source), Some(1));
+        assert!(source.look().is_none());
+        assert!(source.look().is_none());
+    }
+
+    #[test]
+    fn a_missing_file_is_waited_for_while_what_runs_changes() {
+        let room = Room::new();
+        let running = room.write("ca.pem", CA);
+        let names = |path: &Path| format!("serversTransport.rootCAs = [{path:?}]");
+        let path = room.write("file.toml", &text(1, &names(&running)));
+        let (mut source, _) = open(&path);
+        let late = room.0.join("late.pem");
+        room.replace("file.toml", &text(2, &names(&late)));
+        assert!(source.look().is_none());
+        assert!(source.look().unwrap().is_err());
+        room.replace("ca.pem", OTHER_CA);
+        assert!(source.look().is_none());
+        assert_eq!(look(&mut source), Some(1));
+        room.replace("late.pem", CA);
+        assert!(source.look().is_none());
+        assert_eq!(look(&mut source), Some(2));
     }
 }

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::raw::{self, Field, Signed};
 use super::reader::{DURATION_MAX, Reader, first};
+use super::source::{Stamp, Stamps};
 use crate::tls;
 use crate::transport::{
     Allowlist, Authentication, ClientCertificate, HttpTransport, Names, TcpTransport, TlsVersions,
@@ -415,7 +416,7 @@ impl Reader<'_, '_> {
         key: &str,
         field: &Option<Field<Vec<String>>>,
     ) -> Option<Vec<CertificateDer<'static>>> {
-        let mut files = Vec::new();
+        let mut files = Stamps::new();
         let roots = self.parsed(key, field, |entries| {
             let mut roots = Vec::new();
             for entry in entries {
@@ -454,7 +455,7 @@ impl Reader<'_, '_> {
             );
         }
         let raw = raw.first()?;
-        let mut files = Vec::new();
+        let mut files = Stamps::new();
         let chain = self.parsed(&format!("{key}.certFile"), &raw.cert_file, |entry| {
             let pem = file_or_pem(entry, &mut files)?;
             let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -544,13 +545,15 @@ fn is<T>(field: &Option<Field<T>>, so: impl FnOnce(&T) -> bool) -> bool {
 
 /// The PEM text itself, or the content of the file that is named. It may hold
 /// a key, so it is wiped after use.
-fn file_or_pem(entry: &str, files: &mut Vec<PathBuf>) -> Result<Zeroizing<Vec<u8>>, String> {
+fn file_or_pem(entry: &str, files: &mut Stamps) -> Result<Zeroizing<Vec<u8>>, String> {
     if entry.contains("-----BEGIN ") {
         return Ok(Zeroizing::new(entry.as_bytes().to_vec()));
     }
     // Something too long to be a path is perhaps a key that was pasted.
     if entry.len() < 4096 {
-        files.push(PathBuf::from(entry));
+        // Before it is read: what changes meanwhile, the next look sees.
+        let path = PathBuf::from(entry);
+        files.insert(path.clone(), Stamp::of(&path));
     }
     std::fs::read(entry)
         .map(Zeroizing::new)

@@ -161,7 +161,7 @@ where
 
 /// The upstream's time is over: `spiffe.trustLossGrace`.
 fn untrusted(admission: &Admission, loss: &Loss, begun: bool) -> Outcome {
-    admission.count_closed("exchange");
+    admission.count_closed("exchange", loss);
     let why = format!("{loss}, and trustLossGrace is over");
     if begun {
         return Outcome::Cut(why);

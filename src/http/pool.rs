@@ -36,12 +36,15 @@ impl<R: Runtime> Upstream<R> {
     /// Whether its peer would still be admitted, and its certificates have
     /// not expired. If not, that is counted: the caller closes it.
     fn is_admitted(&self) -> bool {
-        match &self.admission {
-            Some(admission) if !admission.is_fit(unix_now()) => {
-                admission.count_closed("idle");
+        let Some(admission) = &self.admission else {
+            return true;
+        };
+        match admission.is_fit(unix_now()) {
+            Ok(()) => true,
+            Err(why) => {
+                admission.count_closed("idle", &why);
                 false
             }
-            _ => true,
         }
     }
 
@@ -124,8 +127,12 @@ impl<R: Runtime> Pool<R> {
             let is_used = used.iter().any(|other| Rc::ptr_eq(other, slot));
             if !is_used {
                 slot.retired.set(true);
-                slot.idle.borrow_mut().clear();
+                let idle = slot.idle.take();
                 slot.idle_now.set(0);
+                for (upstream, _) in idle {
+                    // Those that may not be used are counted.
+                    upstream.is_admitted();
+                }
             }
             is_used
         });
@@ -174,7 +181,7 @@ impl<R: Runtime> Pool<R> {
 
     /// Keeps a connection for the next exchange, if it is fit for one.
     pub(crate) fn put(self: &Rc<Self>, slot: &Slot<R>, upstream: Upstream<R>) {
-        if slot.retired.get() || !upstream.is_admitted() {
+        if !upstream.is_admitted() || slot.retired.get() {
             return;
         }
         {

@@ -11,7 +11,7 @@ use crate::tls::key_usage;
 /// An authority that can sign nothing (no CA, no `keyCertSign`) is left out.
 /// A bundle may so become empty; then nobody of that trust domain is trusted
 /// (SPIFFE Trust Domain and Bundle, section 4.1.3).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Bundle {
     authorities: Vec<Authority>,
     unusable: Vec<String>,
@@ -19,7 +19,7 @@ pub struct Bundle {
 
 /// One authority. Its dates are kept, because a bundle may hold expired ones
 /// (SPIRE keeps them for a day), and an expired authority is no authority.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Authority {
     pub(crate) anchor: TrustAnchor<'static>,
     pub(crate) subject: String,
@@ -43,13 +43,6 @@ impl Bundle {
             }
         }
         bundle
-    }
-
-    /// The authorities that are valid at `now` (Unix seconds).
-    pub(crate) fn valid_at(&self, now: i64) -> impl Iterator<Item = &Authority> {
-        self.authorities
-            .iter()
-            .filter(move |authority| authority.not_before <= now && now <= authority.not_after)
     }
 
     /// The authorities, expired ones included.
@@ -77,6 +70,11 @@ impl Bundle {
 }
 
 impl Authority {
+    /// Whether it is valid at `now` (Unix seconds).
+    pub(crate) fn is_valid_at(&self, now: i64) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
     fn parse(der: &[u8]) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|error| format!("not a certificate: {error}"))?;

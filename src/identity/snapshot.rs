@@ -54,7 +54,8 @@ impl Snapshot {
             .into_iter()
             .map(|(domain, authorities)| {
                 let domain = TrustDomain::new(domain).map_err(|error| say(&error))?;
-                Ok((domain, Bundle::new(authorities.iter().map(Vec::as_slice))))
+                let bundle = Bundle::new(authorities.iter().map(Vec::as_slice));
+                Ok((domain, Arc::new(bundle)))
             })
             .collect::<Result<_, String>>()?;
         let material = Material {
@@ -84,12 +85,12 @@ impl Snapshot {
 
     /// The bundle of a trust domain. `None`: its SVIDs cannot be verified.
     #[must_use]
-    pub fn bundle(&self, domain: &TrustDomain) -> Option<&Bundle> {
+    pub fn bundle(&self, domain: &TrustDomain) -> Option<&Arc<Bundle>> {
         self.material.bundles.get(domain)
     }
 
     /// All bundles, by trust domain.
-    pub fn bundles(&self) -> impl Iterator<Item = (&TrustDomain, &Bundle)> {
+    pub fn bundles(&self) -> impl Iterator<Item = (&TrustDomain, &Arc<Bundle>)> {
         self.material.bundles.iter()
     }
 
@@ -115,7 +116,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct Material {
     pub(super) svid: Svid,
-    pub(super) bundles: BTreeMap<TrustDomain, Bundle>,
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     /// What was odd but not fatal.
     pub(super) notes: Vec<String>,
 }
@@ -203,6 +204,16 @@ fn broken(why: impl Into<String>) -> Unusable {
 }
 
 impl Material {
+    /// Takes over the bundles that have not changed, so that who has verified
+    /// by one sees at a glance that it is the same.
+    pub(super) fn keep_bundles_of(&mut self, known: &Snapshot) {
+        for (domain, bundle) in &mut self.bundles {
+            if let Some(same) = known.bundle(domain).filter(|it| *it == bundle) {
+                *bundle = Arc::clone(same);
+            }
+        }
+    }
+
     /// Checks a message whole. `hint` picks among several SVIDs; without one
     /// the first is ours (section 8). `now` is Unix seconds.
     pub(super) fn from_response(
@@ -243,14 +254,14 @@ impl Material {
         };
         let ours = Svid::new(svid, now).map_err(broken)?;
 
-        let mut bundles = BTreeMap::new();
+        let mut bundles: BTreeMap<TrustDomain, Arc<Bundle>> = BTreeMap::new();
         let own = own_bundle(wire, svid).map_err(broken)?;
-        bundles.insert(svid.spiffe_id().trust_domain().clone(), own);
+        bundles.insert(svid.spiffe_id().trust_domain().clone(), Arc::new(own));
         for (wire, svid) in &candidates {
             let domain = svid.spiffe_id().trust_domain();
             if !bundles.contains_key(domain) {
                 let bundle = own_bundle(wire, svid).map_err(broken)?;
-                bundles.insert(domain.clone(), bundle);
+                bundles.insert(domain.clone(), Arc::new(bundle));
             }
         }
         for (name, der) in &response.federated_bundles {
@@ -278,7 +289,7 @@ impl Material {
                     Bundle::default()
                 }
             };
-            bundles.insert(domain, bundle);
+            bundles.insert(domain, Arc::new(bundle));
         }
         for (domain, bundle) in &bundles {
             for why in bundle.unusable() {

@@ -34,6 +34,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest silence of a stream, whatever the SVID's life.
 const PATIENCE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The wait for another message after one that was of no use: what it lacked
+/// may have been a clock that is right by now.
+const PATIENCE_AFTER_BROKEN: Duration = Duration::from_secs(30);
+/// The same, after one that took our identity away.
+const PATIENCE_WITHOUT_IDENTITY: Duration = Duration::from_secs(300);
 /// The largest message. A SVID with a hundred bundles is below a tenth of it.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -200,7 +205,9 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
             );
         }
     };
-    let mut patience = PATIENCE_MAX;
+    // A good message sets the deadline of the next; a bad one does not move it,
+    // and is not waited behind for long.
+    let mut deadline = tokio::time::Instant::now() + PATIENCE_AFTER_BROKEN;
     while let Some(mut message) = next {
         let hint = settings.hint.as_deref();
         let checked = Material::from_response(&message, hint, unix_now());
@@ -211,7 +218,8 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
         drop(message);
         match checked {
             Ok(material) => {
-                patience = patience_for(material.svid.not_after(), unix_now());
+                let patience = patience_for(material.svid.not_after(), unix_now());
+                deadline = tokio::time::Instant::now() + patience;
                 if !*received {
                     info!("Workload API {}: connected", address(&settings.endpoint));
                 }
@@ -237,6 +245,7 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
                 if updates.send(Update::Withdrawn(told)).await.is_err() {
                     return trouble("ended", "nobody listens any more");
                 }
+                deadline = tokio::time::Instant::now() + PATIENCE_WITHOUT_IDENTITY;
             }
             // The stream is sound, and the next message may be good: it stays.
             Err(Unusable::Broken(why)) => {
@@ -250,17 +259,17 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
                 if updates.send(Update::Failed(told)).await.is_err() {
                     return trouble("ended", "nobody listens any more");
                 }
+                let soon = tokio::time::Instant::now() + PATIENCE_AFTER_BROKEN;
+                deadline = deadline.min(soon);
             }
         }
-        next = match tokio::time::timeout(patience, messages.message()).await {
+        next = match tokio::time::timeout_at(deadline, messages.message()).await {
             Ok(Ok(next)) => next,
             Ok(Err(status)) => return refused(&status),
             Err(_) => {
                 return trouble(
                     "silent",
-                    format!(
-                        "silent for {patience:?}, and our SVID is running out: the stream may be dead"
-                    ),
+                    "silent while our SVID runs out, or since a message of no use: asking anew",
                 );
             }
         };

@@ -332,6 +332,17 @@ impl Runtime for Epoll {
         Ok((Socket::new(&self.0, fd.into(), true)?, address))
     }
 
+    fn accept_now(&self, listener: &Acceptor) -> Option<io::Result<(Socket, SocketAddr)>> {
+        // Whatever the last event said.
+        listener.source.readable.set(true);
+        let mut accept = pin!(self.accept(listener));
+        let mut cx = Context::from_waker(Waker::noop());
+        match accept.as_mut().poll(&mut cx) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        }
+    }
+
     async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
@@ -386,6 +397,12 @@ impl fmt::Debug for Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
+        // Other descriptors may lead to the same socket, those of other
+        // workers or of another process: closing ours does not end the
+        // registration.
+        if let Err(error) = epoll::delete(&self.reactor.epoll, &self.socket) {
+            log::debug!("a listener is not forgotten: {error}");
+        }
         self.reactor.forget(&self.source);
     }
 }

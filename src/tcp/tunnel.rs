@@ -70,6 +70,6 @@ async fn over(admission: Option<&Admission>, usage: &str) -> Loss {
     };
     admission.becomes_tunnel();
     let loss = poll_fn(|cx| admission.poll_over(cx)).await;
-    admission.count_closed(usage);
+    admission.count_closed(usage, &loss);
     loss
 }

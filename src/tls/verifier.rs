@@ -65,6 +65,29 @@ pub enum Role {
     Client,
 }
 
+/// A peer, and for how long what it showed is good. Unix seconds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Verified {
+    pub(crate) peer: VerifiedPeer,
+    /// As of when it was verified.
+    pub(crate) at: UnixTime,
+    /// The first end of a life on the path, from the leaf to the authority.
+    pub(crate) until: i64,
+    /// The end of the authority's.
+    pub(crate) authority_until: i64,
+}
+
+/// Which authorities of a bundle may vouch for a peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Authorities {
+    /// Those that are valid at the time.
+    Valid,
+    /// Those that had not expired at the time. For a second look: that one was
+    /// valid then was seen in the handshake, and it may have been issued anew
+    /// since, for the same key and with a later beginning.
+    NotExpired,
+}
+
 /// Why a peer was not admitted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PeerError {
@@ -194,16 +217,50 @@ pub fn verify(
     algorithms: &WebPkiSupportedAlgorithms,
     now: UnixTime,
 ) -> Result<VerifiedPeer, PeerError> {
+    let by = Authorities::Valid;
+    let verified = authenticate(chain, role, snapshot, by, algorithms, now)?;
+    authorise(&verified.peer, allowlist, snapshot)?;
+    Ok(verified.peer)
+}
+
+/// Whether an authenticated peer is one that we want.
+pub(crate) fn authorise(
+    peer: &VerifiedPeer,
+    allowlist: &Allowlist,
+    snapshot: &Snapshot,
+) -> Result<(), PeerError> {
+    if allowlist.permits(peer.id(), snapshot.svid().id().trust_domain()) {
+        return Ok(());
+    }
+    Err(PeerError::NotAllowed {
+        id: peer.id().clone(),
+        rule: allowlist.to_string(),
+    })
+}
+
+/// Who a peer is, whether we want it or not.
+pub(crate) fn authenticate(
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    snapshot: &Snapshot,
+    by: Authorities,
+    algorithms: &WebPkiSupportedAlgorithms,
+    now: UnixTime,
+) -> Result<Verified, PeerError> {
     let (leaf, intermediates) = chain
         .split_first()
         .ok_or_else(|| PeerError::Malformed("there is none".to_owned()))?;
-    let id = claimed_id(leaf)?;
+    let (id, leaf_until) = claimed_id(leaf)?;
     let domain = id.trust_domain();
     let Some(bundle) = snapshot.bundle(domain) else {
         return Err(PeerError::NoBundle { id });
     };
     let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let authorities: Vec<_> = bundle.valid_at(seconds).collect();
+    let authorities = bundle.authorities().filter(|it| match by {
+        Authorities::Valid => it.is_valid_at(seconds),
+        Authorities::NotExpired => seconds <= it.not_after,
+    });
+    let authorities: Vec<_> = authorities.collect();
     let anchors: Vec<_> = authorities.iter().map(|a| a.anchor.clone()).collect();
     let untrusted = |why| PeerError::Untrusted {
         id: id.clone(),
@@ -219,28 +276,38 @@ pub fn verify(
     // issuer's keyUsage. An error from here makes it try the next path; the
     // last of ours is remembered, as webpki's own does not say what failed.
     let ours = Cell::new(None);
+    let lives = Cell::new((leaf_until, 0));
     let path_rules = |path: &VerifiedPath<'_>| {
         let mut intermediates_on_path = 0u32;
+        let mut until = leaf_until;
         for issuer in path.intermediate_certificates() {
             intermediates_on_path = intermediates_on_path.saturating_add(1);
-            if let Err(why) = issuer_rules(&issuer.der()) {
-                ours.set(Some(why));
-                return Err(webpki::Error::UnknownIssuer);
+            match issuer_rules(&issuer.der()) {
+                Ok(not_after) => until = until.min(not_after),
+                Err(why) => {
+                    ours.set(Some(why));
+                    return Err(webpki::Error::UnknownIssuer);
+                }
             }
         }
         let anchor = path.anchor();
-        let short_enough = authorities.iter().any(|authority| {
+        // There may be several of one name and key: the one that lasts.
+        let lasting = authorities.iter().filter(|authority| {
             authority.anchor.subject == anchor.subject
                 && authority.anchor.subject_public_key_info == anchor.subject_public_key_info
                 && authority
                     .path_len
                     .is_none_or(|limit| intermediates_on_path <= limit)
         });
-        if short_enough {
-            Ok(())
-        } else {
-            ours.set(Some(PathError::TooLong));
-            Err(webpki::Error::UnknownIssuer)
+        match lasting.map(|authority| authority.not_after).max() {
+            Some(not_after) => {
+                lives.set((until.min(not_after), not_after));
+                Ok(())
+            }
+            None => {
+                ours.set(Some(PathError::TooLong));
+                Err(webpki::Error::UnknownIssuer)
+            }
         }
     };
     end_entity
@@ -260,14 +327,13 @@ pub fn verify(
             };
             untrusted(why)
         })?;
-    if allowlist.permits(&id, snapshot.svid().id().trust_domain()) {
-        Ok(VerifiedPeer(id))
-    } else {
-        Err(PeerError::NotAllowed {
-            id,
-            rule: allowlist.to_string(),
-        })
-    }
+    let (until, authority_until) = lives.get();
+    Ok(Verified {
+        peer: VerifiedPeer(id),
+        at: now,
+        until,
+        authority_until,
+    })
 }
 
 fn path_error(error: &webpki::Error) -> PathError {
@@ -289,8 +355,9 @@ fn path_error(error: &webpki::Error) -> PathError {
     }
 }
 
-/// The rules for a certificate between the leaf and an authority.
-fn issuer_rules(der: &[u8]) -> Result<(), PathError> {
+/// The rules for a certificate between the leaf and an authority. Returns the
+/// end of its life.
+fn issuer_rules(der: &[u8]) -> Result<i64, PathError> {
     let (_, issuer) =
         X509Certificate::from_der(der).map_err(|_| PathError::Other("an issuer is malformed"))?;
     let usage = key_usage::of(&issuer)
@@ -310,11 +377,12 @@ fn issuer_rules(der: &[u8]) -> Result<(), PathError> {
     if is_workload {
         return Err(PathError::IssuerIsWorkload);
     }
-    Ok(())
+    Ok(issuer.validity().not_after.timestamp())
 }
 
-/// Who a leaf says it is, when it obeys the leaf rules of X509-SVID.
-fn claimed_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
+/// Who a leaf says it is, when it obeys the leaf rules of X509-SVID, and the
+/// end of its life.
+fn claimed_id(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, i64), PeerError> {
     let malformed = |error: &dyn fmt::Display| PeerError::Malformed(error.to_string());
     let not_an_svid = |why: String| PeerError::NotAnSvid(why);
     let (rest, leaf) = X509Certificate::from_der(leaf).map_err(|error| malformed(&error))?;
@@ -392,7 +460,7 @@ fn claimed_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
     if broken {
         return Err(malformed(&"an extension cannot be read"));
     }
-    Ok(id)
+    Ok((id, leaf.validity().not_after.timestamp()))
 }
 
 /// [`verify`] inside a TLS handshake, with one snapshot and one allowlist.
@@ -406,6 +474,9 @@ pub struct SvidVerifier {
     /// rustls's error type has no room for the reason behind an alert such as
     /// `access_denied`; whoever logs the failure takes it from here.
     refusal: Mutex<Option<PeerError>>,
+    /// The last one that was admitted, and its leaf. Another handshake may
+    /// have come in between by the time somebody asks.
+    admitted: Mutex<Option<(CertificateDer<'static>, Verified)>>,
 }
 
 impl SvidVerifier {
@@ -421,6 +492,7 @@ impl SvidVerifier {
             allowlist,
             algorithms,
             refusal: Mutex::new(None),
+            admitted: Mutex::new(None),
         }
     }
 
@@ -430,29 +502,32 @@ impl SvidVerifier {
         &self.snapshot
     }
 
-    /// Checks a chain once more, or names the peer of a finished handshake.
-    ///
-    /// # Errors
-    /// As [`verify`].
-    pub fn check(
+    fn check(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,
         now: UnixTime,
-    ) -> Result<VerifiedPeer, PeerError> {
-        verify(
-            chain,
-            role,
-            &self.snapshot,
-            &self.allowlist,
-            &self.algorithms,
-            now,
-        )
+    ) -> Result<Verified, PeerError> {
+        let (by, algorithms) = (Authorities::Valid, &self.algorithms);
+        let verified = authenticate(chain, role, &self.snapshot, by, algorithms, now)?;
+        authorise(&verified.peer, &self.allowlist, &self.snapshot)?;
+        Ok(verified)
     }
 
-    /// The peer of a finished handshake in which this verifier was used.
-    pub(crate) fn peer(&self, leaf: &CertificateDer<'_>) -> Option<VerifiedPeer> {
-        claimed_id(leaf).ok().map(VerifiedPeer)
+    /// The peer of a handshake that has just ended, and that this verifier
+    /// has admitted. `now` counts only if it has to look again.
+    pub(crate) fn verified(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Verified, PeerError> {
+        let admitted = self.admitted.lock();
+        let last = admitted.unwrap_or_else(PoisonError::into_inner).take();
+        match last {
+            Some((leaf, verified)) if chain.first() == Some(&leaf) => Ok(verified),
+            _ => self.check(chain, role, now),
+        }
     }
 
     /// Why the handshake that has just failed on this thread was refused.
@@ -472,7 +547,12 @@ impl SvidVerifier {
         chain.push(leaf.clone());
         chain.extend_from_slice(intermediates);
         match self.check(&chain, role, now) {
-            Ok(_) => Ok(()),
+            Ok(verified) => {
+                let admitted = self.admitted.lock();
+                *admitted.unwrap_or_else(PoisonError::into_inner) =
+                    Some((leaf.clone().into_owned(), verified));
+                Ok(())
+            }
             Err(error) => {
                 let alert = error.to_rustls();
                 let refusal = self.refusal.lock();
