@@ -11,6 +11,7 @@ help:
 	@echo 'make demo-once          the same, tried by itself'
 	@echo 'make test               every test'
 	@echo 'make check              formatting, clippy, documentation, licences and bans'
+	@echo 'make soak               load for 2 minutes (SOAK_SECONDS=) while everything is changed around it'
 	@echo 'make bench              CPU per request beside nginx and HAProxy'
 	@echo 'make fixtures           make the certificates in fixtures/ anew'
 	@echo 'make fmt                format the code'
@@ -50,6 +51,10 @@ fixtures:
 demo demo-once:
 	$(CARGO) build --locked --bin svidgate --example demo
 	@target/debug/examples/demo target/debug/svidgate fixtures/config/demo.toml $(if $(filter demo-once,$@),--once)
+
+soak: build
+	$(CARGO) build --release --locked --example soak
+	@target/release/examples/soak target/release/svidgate $(or $(SOAK_SECONDS),120)
 
 bench: build
 	$(CARGO) build --release --locked --example world

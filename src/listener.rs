@@ -378,6 +378,35 @@ mod tests {
         assert_eq!(seen, *b"12");
     }
 
+    /// The reactor has not heard of them: nothing but the kernel knows.
+    #[test]
+    fn the_drain_takes_in_what_came_in_the_same_turn() {
+        let seen = run(0, 10, echo, |_, address, drain, _| async move {
+            // Once the loop has accepted it knows that there is nothing more.
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "loopback, and it is accepted by the kernel"
+            )]
+            let connect = || std::net::TcpStream::connect(address).unwrap();
+            let first = connect();
+            while drain.running() == 0 {
+                futures_lite::future::yield_now().await;
+            }
+            for _ in 0..10 {
+                futures_lite::future::yield_now().await;
+            }
+            // All in one turn.
+            let late: Vec<_> = (0..5).map(|_| connect()).collect();
+            drain.stop();
+            while drain.running() < 6 {
+                futures_lite::future::yield_now().await;
+            }
+            drop((first, late));
+            true
+        });
+        assert!(seen);
+    }
+
     #[test]
     fn what_the_kernel_has_queued_is_taken_in_when_the_drain_begins() {
         let seen = run(0, 10, echo, |runtime, address, drain, _| async move {

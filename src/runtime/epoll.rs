@@ -92,11 +92,18 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
         let idle = turns < TURNS_MAX && tick.as_mut().poll(&mut cx).is_pending();
         // A look without sleeping first: under load something has often come
         // meanwhile, and a look costs less than to sleep and be woken.
-        if turns > 0 || !idle {
+        let looks = turns > 0 || !idle;
+        if looks {
             reactor.wait(&mut events, Some(Duration::ZERO))?;
         }
-        if events.is_empty() && idle && alarm.may_sleep() {
-            reactor.wait(&mut events, reactor.next_timer())?;
+        if events.is_empty() && idle {
+            if alarm.may_sleep() {
+                reactor.wait(&mut events, reactor.next_timer())?;
+            } else if !looks {
+                // Woken again and again without a task: sockets have their
+                // turn all the same.
+                reactor.wait(&mut events, Some(Duration::ZERO))?;
+            }
         }
         reactor.deliver(&mut events);
     }

@@ -97,6 +97,9 @@ fn metrics_count_what_has_happened(on: On) {
             .talk("web", "nonsense\r\n\r\n")
             .starts_with("HTTP/1.1 400 ")
     );
+    // Not counted for the service that the connection had used before.
+    let second = proxy.talk("web", "GET / HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n\r\n");
+    assert!(second.contains("HTTP/1.1 400 "), "{second}");
     let mut tunnel = proxy.connect("db");
     tunnel.write_all(b"twelve bytes").unwrap();
     tunnel.read_exact(&mut [0; 12]).unwrap();
@@ -116,10 +119,11 @@ fn metrics_count_what_has_happened(on: On) {
         seen.get(&format!("svidgate_requests_total{{{labels}}}"))
             .copied()
     };
-    assert_eq!(requests("api", "2xx"), Some(3.0));
+    assert_eq!(requests("api", "2xx"), Some(4.0));
+    assert_eq!(requests("api", "4xx"), Some(0.0));
     assert_eq!(requests("api", "5xx"), Some(0.0));
     assert_eq!(requests("rogue", "5xx"), Some(1.0));
-    assert_eq!(requests("", "4xx"), Some(2.0));
+    assert_eq!(requests("", "4xx"), Some(3.0));
     let value = |series: &str| {
         *seen
             .get(series)
@@ -128,11 +132,11 @@ fn metrics_count_what_has_happened(on: On) {
     for (series, expected) in [
         (
             "svidgate_request_duration_seconds_count{entrypoint=\"web\",service=\"api\"}",
-            3.0,
+            4.0,
         ),
         (
             "svidgate_request_duration_seconds_bucket{entrypoint=\"web\",service=\"api\",le=\"+Inf\"}",
-            3.0,
+            4.0,
         ),
         (
             "svidgate_handshakes_total{transport=\"http.serversTransports.backend\",outcome=\"ok\"}",
@@ -182,7 +186,7 @@ fn metrics_count_what_has_happened(on: On) {
         .filter(|(series, _)| series.starts_with("svidgate_pool_reused_total{"))
         .map(|(_, value)| value)
         .sum();
-    assert_eq!(reused, 2.0);
+    assert_eq!(reused, 3.0);
 }
 
 fn every_line_of_the_metrics_is_one_that_prometheus_reads(on: On) {

@@ -14,6 +14,8 @@ crate::on_both!(
     tunnels_and_upgrades_may_end_by_themselves,
     what_is_left_when_the_grace_is_over_is_reset,
     each_entry_point_has_a_grace_of_its_own,
+    idle_connections_are_nothing_that_is_left,
+    a_connection_that_came_in_late_is_still_served,
 );
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -203,4 +205,42 @@ fn each_entry_point_has_a_grace_of_its_own(on: On) {
     drop(tunnel);
     // One of the two was cut.
     assert!(!proxy.end().unwrap());
+}
+
+fn idle_connections_are_nothing_that_is_left(on: On) {
+    for grace in ["graceTimeOut = \"0s\"", "graceTimeOut = \"500ms\""] {
+        let (api, _is_asked, _release) = backend();
+        let db = Backend::plain(echo_bytes);
+        let proxy = start(on, (&api, grace), (&db, grace));
+        let mut idle = proxy.connect("web");
+        send(&mut idle, "/", "1.1");
+        read_head(&mut idle).unwrap();
+        idle.read_exact(&mut [0; 2]).unwrap();
+        assert!(proxy.end().unwrap(), "{grace}");
+        assert_eq!(read_to_end(&mut idle), "");
+    }
+}
+
+fn a_connection_that_came_in_late_is_still_served(on: On) {
+    let (api, _is_asked, _release) = backend();
+    let db = Backend::plain(echo_bytes);
+    let proxy = start(on, (&api, ""), (&db, ""));
+    // Accepted, and its request is still on the way.
+    let open = "svidgate_connections_open{entrypoint=\"web\"}";
+    let mut late = proxy.connect("web");
+    eventually("it is accepted", || {
+        (proxy.metric(open) >= Some(1.0)).then_some(())
+    });
+    proxy.stop();
+    let web = proxy.address("web");
+    eventually("the drain has begun", || TcpStream::connect(web).err());
+    send(&mut late, "/", "1.1");
+    assert_eq!(
+        read_to_end(&mut late),
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+    );
+    // One that never asks is not waited for as long as that.
+    let begin = Instant::now();
+    assert!(proxy.end().unwrap());
+    assert!(begin.elapsed() < Duration::from_secs(8));
 }

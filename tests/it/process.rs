@@ -613,6 +613,27 @@ fn a_socket_that_was_handed_over_outlives_its_processes() {
         done.store(true, Ordering::SeqCst);
         old.ends_with(0);
     });
+    // Another entry point may take it over, and give it back; none may leave it
+    // to wait for ever.
+    let mut process = with_socket(&listener, &path);
+    process.says("a worker listens");
+    for (name, text) in [
+        ("www", text.replace("entryPoints.web", "entryPoints.www")),
+        ("web", text.clone()),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        signal(&process.child, rustix::process::Signal::HUP);
+        process.says("configuration: entry points: 0 kept, 1 new, 1 gone");
+        process.says("configuration: applied");
+        for _ in 0..20 {
+            assert!(get(port).ends_with("\r\n\r\none"), "{name}");
+        }
+    }
+    std::fs::write(&path, plain_text(free_port(), &backend)).unwrap();
+    signal(&process.child, rustix::process::Signal::HUP);
+    process.says("no entry point would have this address any more");
+    assert!(get(port).ends_with("\r\n\r\none"));
+    process.ends_with(0);
     // It is of no use to anyone: that is a mistake.
     let path = scratch.file("other.toml", &plain_text(free_port(), &backend));
     let mut process = with_socket(&listener, &path);

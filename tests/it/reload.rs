@@ -29,6 +29,7 @@ crate::on_both!(
     an_entry_point_may_change_its_kind,
     many_reloads_leave_no_descriptor_behind,
     a_proxy_that_is_ending_takes_none,
+    idle_connections_that_a_narrower_allowlist_closes_are_counted,
 );
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -466,4 +467,51 @@ fn a_proxy_that_is_ending_takes_none(on: On) {
     drop(client);
     drop(release);
     assert!(proxy.end().unwrap());
+}
+
+fn idle_connections_that_a_narrower_allowlist_closes_are_counted(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let text = world.http_text(&backend, "trustDomain = \"example.org\"");
+    let proxy = Running::start(on, &text);
+    assert!(proxy.get("web", "/").starts_with(OK));
+    let narrow = "ids = [\"spiffe://example.org/other\"]";
+    proxy.reload(&world.http_text(&backend, narrow)).unwrap();
+    let lost = "svidgate_trust_loss_closed_total{transport=\"http.serversTransports.backend\",use=\"idle\"}";
+    assert_eq!(proxy.metric(lost), Some(1.0));
+    assert!(proxy.get("web", "/").starts_with("HTTP/1.1 502 "));
+}
+
+#[test]
+fn a_reload_that_meets_the_stop_does_not_wait_for_ever() {
+    let backend = named("one");
+    let text = plain(&[WEB], &backend);
+    let config = || svidgate::Config::parse(&text, &svidgate::Overrides::default()).unwrap();
+    // Its worker never runs, so nobody applies what it is given.
+    let proxy = svidgate::Proxy::bind(config(), 1).unwrap();
+    let handle = proxy.handle();
+    let another = config();
+    let reloading = std::thread::spawn(move || async_io::block_on(handle.reload(another)));
+    let handle = proxy.handle();
+    handle.stop();
+    let error = reloading.join().unwrap().unwrap_err();
+    assert!(matches!(error, ReloadError::Stopping), "{error}");
+}
+
+#[test]
+fn one_address_handed_over_twice_is_refused() {
+    let backend = named("one");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let keys = format!("address = \"{address}\"");
+    let text = plain(&[("web", &keys)], &backend);
+    let config = svidgate::Config::parse(&text, &svidgate::Overrides::default()).unwrap();
+    let again = listener.try_clone().unwrap();
+    let error = svidgate::Proxy::bind_with(config, 1, vec![listener, again]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("two sockets for {address} were handed over")),
+        "{error}"
+    );
 }
