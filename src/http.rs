@@ -302,21 +302,21 @@ impl<R: Runtime> Connection<'_, R> {
                 Err(end) => return end,
             };
             is_first = false;
-            self.begin();
+            self.began = Some(self.http.runtime().now());
             if let Some(end) = self.answer(&request).await {
                 return end;
             }
         }
     }
 
-    /// A request has come, and with it what a reload has changed.
-    fn begin(&mut self) {
+    /// Whatever begins now is served by what a reload may have changed.
+    fn adopt_plan(&mut self) {
         if !Rc::ptr_eq(&self.plan, &self.http.plan.borrow()) {
             self.plan = self.http.plan();
             self.client = self.http.client(&self.plan, self.client.ip);
         }
+        // No router has it yet.
         self.counts = Rc::clone(&self.plan.unrouted);
-        self.began = Some(self.http.runtime().now());
     }
 
     /// Counts the request, once.
@@ -333,13 +333,10 @@ impl<R: Runtime> Connection<'_, R> {
 
     /// Waits for a request head.
     async fn next_request(&mut self, is_first: bool) -> Result<Request, End> {
-        let entry = Arc::clone(&self.plan.entry);
-        let max = entry.head.bytes_max + READ_BYTES;
+        self.adopt_plan();
         let mut scanner = Scanner::default();
         let mut head_deadline = None;
         let mut stopping_deadline = None;
-        // No router has it yet.
-        self.counts = Rc::clone(&self.plan.unrouted);
         loop {
             let parsed = self.parse(&mut scanner);
             match parsed {
@@ -358,6 +355,9 @@ impl<R: Runtime> Connection<'_, R> {
                         .await);
                 }
             }
+            let plan = Rc::clone(&self.plan);
+            let entry = &plan.entry;
+            let max = entry.head.bytes_max + READ_BYTES;
             let is_idle = self.down.inbuf.is_empty();
             // An absolute deadline for a head that has begun, so that a
             // client cannot stretch it byte by byte.
@@ -400,6 +400,8 @@ impl<R: Runtime> Connection<'_, R> {
                 Ok(0) if is_idle => return Err(End::Quiet),
                 // Cut within a head: nobody is there to read a 400.
                 Ok(0) | Err(Stop::Io(_)) => return Err(End::Gone),
+                // It begins now, not when the connection fell idle.
+                Ok(_) if is_idle => self.adopt_plan(),
                 Ok(_) => {}
                 // The stop has come: once more, with the time that is left.
                 Err(Stop::Timeout)

@@ -152,6 +152,13 @@ impl Identity {
         }
     }
 
+    /// The Workload API is not followed any more, or another is.
+    pub(crate) fn disconnected(&self) {
+        let state = self.0.current.write();
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.record.is_connected = false;
+    }
+
     /// Applies one update, at `now` (Unix seconds).
     pub fn apply(&self, update: Update, now: i64) {
         let state = self.0.current.write();

@@ -28,6 +28,9 @@ use crate::worker::{self, Change};
 /// How often a wait for the first SVID is spoken of.
 const WAIT_NOTICE: Duration = Duration::from_secs(10);
 
+/// The wait before a thread that could not be had is tried again.
+const THREAD_RETRY: Duration = Duration::from_secs(5);
+
 /// A proxy whose addresses are taken, and which does not listen yet.
 ///
 /// [`run`](Self::run) does everything on threads of its own. An embedder runs
@@ -224,6 +227,7 @@ impl Proxy {
     /// configuration names.
     async fn keep_identity(&self) -> Result<Infallible, Error> {
         let configured = self.state().configured.listen();
+        let mut is_first = true;
         loop {
             let config = self.state().config();
             let (sender, updates) = async_channel::bounded(4);
@@ -236,7 +240,14 @@ impl Proxy {
                         endpoint: endpoint.clone(),
                         hint: config.spiffe.hint.clone(),
                     };
-                    workload_api::spawn(settings, sender)?;
+                    if let Err(error) = workload_api::spawn(settings, sender) {
+                        if is_first {
+                            return Err(error.into());
+                        }
+                        error!("the Workload API's thread cannot be started: {error}");
+                        Timer::after(THREAD_RETRY).await;
+                        continue;
+                    }
                     None
                 }
             };
@@ -255,8 +266,10 @@ impl Proxy {
                     }
                 }
             };
+            is_first = false;
             // What we have stays until the other agent gives something.
             let now = another.or(store).await?;
+            self.state().identity.disconnected();
             if now.spiffe.endpoint.is_none() {
                 let why = "the configuration has no use for an identity any more".to_owned();
                 let trouble = Trouble {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender};
 use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
-use log::{info, warn};
+use log::{error, info, warn};
 
 use crate::config::{Config, EntryPoint, HttpService, Serves};
 use crate::dial::Dialer;
@@ -178,7 +178,7 @@ async fn wait_to_listen(state: &State, changes: &Receiver<Change>) -> Option<Cha
 impl<R: Runtime> Worker<R> {
     async fn serve(&mut self, first: Change, changes: &Receiver<Change>) -> io::Result<bool> {
         let state = Arc::clone(&self.state);
-        self.apply(first)?;
+        self.apply(first, true)?;
         state.listening.fetch_add(1, Ordering::Relaxed);
         info!("a worker listens");
         loop {
@@ -190,7 +190,7 @@ impl<R: Runtime> Worker<R> {
             let Some(change) = stopped.or(change).await else {
                 break;
             };
-            self.apply(change)?;
+            self.apply(change, false)?;
         }
         self.lives.done().await;
         Ok(!self.has_cut.get())
@@ -212,7 +212,7 @@ impl<R: Runtime> Worker<R> {
 
     /// Makes a configuration the one that runs. What is open stays open as
     /// long as its entry point does.
-    fn apply(&mut self, change: Change) -> io::Result<()> {
+    fn apply(&mut self, change: Change, is_first: bool) -> io::Result<()> {
         let Change {
             config,
             mut sockets,
@@ -235,7 +235,13 @@ impl<R: Runtime> Worker<R> {
             let bound = bound.map(|index| sockets.swap_remove(index).1);
             // The control side has bound one for each.
             let bound = bound.ok_or_else(|| io::Error::other(format!("no socket: {key:?}")))?;
-            self.open(key, entry, bound, &mut services)?;
+            let opened = self.open(key, entry, bound, &mut services);
+            match opened {
+                Ok(()) => {}
+                Err(error) if is_first => return Err(error),
+                // What runs goes on; the other workers may have had more luck.
+                Err(error) => error!("{}: a worker cannot open it: {error}", entry.name),
+            }
         }
         for gone in before {
             gone.terms.is_removed.set(true);

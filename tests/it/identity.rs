@@ -588,3 +588,18 @@ fn a_socket_file_that_is_replaced_is_found(on: On) {
     assert!(new.calls() >= 1);
     assert!(proxy.get("web", "/").starts_with(OK));
 }
+
+/// Takes its ten seconds, so once is enough.
+#[test]
+fn an_agent_that_says_nothing_is_asked_anew() {
+    let world = World::answering(|_| Answer::Hang);
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = Running::start_not_ready(On::Epoll, &world.http_text(&backend, IDS));
+    let why = eventually("it is given up", || proxy.identity.problem());
+    assert_eq!(why, "no message within 10s of opening the stream");
+    eventually("and asked anew", || (world.agent.calls() > 1).then_some(()));
+    world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+    eventually("ready", || {
+        proxy.admin("/readyz").starts_with(OK).then_some(())
+    });
+}

@@ -30,6 +30,7 @@ crate::on_both!(
     many_reloads_leave_no_descriptor_behind,
     a_proxy_that_is_ending_takes_none,
     idle_connections_that_a_narrower_allowlist_closes_are_counted,
+    new_limits_count_for_the_next_request,
 );
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -514,4 +515,24 @@ fn one_address_handed_over_twice_is_refused() {
             .starts_with(&format!("two sockets for {address} were handed over")),
         "{error}"
     );
+}
+
+fn new_limits_count_for_the_next_request(on: On) {
+    let backend = named("one");
+    let keys = "address = \"127.0.0.1:0\"\nhttp.maxHeaderBytes = 256";
+    let proxy = Running::start(on, &plain(&[("web", keys)], &backend));
+    let mut client = proxy.connect("web");
+    assert_eq!(ask(&mut client), "one");
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "x".repeat(500)
+    );
+    // It waits for a request while its limits change.
+    proxy.reload(&plain(&[WEB], &backend)).unwrap();
+    client.write_all(long.as_bytes()).unwrap();
+    assert_eq!(answer(&mut client), "one");
+    proxy.reload(&plain(&[("web", keys)], &backend)).unwrap();
+    client.write_all(long.as_bytes()).unwrap();
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
 }

@@ -494,7 +494,9 @@ fn a_tunnel_outlives_its_certificates_and_an_idle_connection_does_not(on: On) {
     assert!((4..=8).contains(&api.accepted()), "{}", api.accepted());
     let retired = format!("svidgate_expiry_closed_total{{transport=\"{HTTP}\",use=\"idle\"}}");
     let retired = proxy.metric(&retired).unwrap();
-    assert_eq!(retired as usize, api.accepted() - 1);
+    // The last one may have been swept since.
+    let left = api.accepted() - retired as usize;
+    assert!(left <= 1, "{left}");
     let page = proxy.admin("/metrics");
     assert!(!page.contains("svidgate_trust_loss_closed_total"), "{page}");
 }
