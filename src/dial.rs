@@ -349,6 +349,10 @@ impl<R: Runtime> Dialer<R> {
             (None, Host::Name(name)) => ServerName::try_from(name.clone())
                 .map_err(|error| DialError::Config(format!("server name \"{name}\": {error}")))?,
         };
+        // One that timed out after it was refused may have left its reason.
+        if let Some(verifier) = &client.svid_verifier {
+            verifier.take_refusal();
+        }
         let at = UnixTime::since_unix_epoch(seconds(unix_now()));
         let connector = TlsConnector::from(Arc::clone(&client.config));
         let limit = transport.handshake_timeout;

@@ -119,10 +119,14 @@ impl Drain {
 }
 
 impl Running {
-    /// All is said; what is left is for the other side to hear it.
-    pub(crate) fn finish(&self) {
-        if !self.is_finished.replace(true) {
-            self.drain.0.finished.set(self.drain.0.finished.get() + 1);
+    /// Whether there is nothing left to do: all is said, and the other side is
+    /// to hear it; or nothing was asked yet.
+    pub(crate) fn set_finished(&self, is_finished: bool) {
+        let all = &self.drain.0.finished;
+        match (self.is_finished.replace(is_finished), is_finished) {
+            (false, true) => all.set(all.get() + 1),
+            (true, false) => all.set(all.get() - 1),
+            _ => {}
         }
     }
 
@@ -160,9 +164,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.drain.0.connections.borrow_mut().try_remove(self.slot);
-        if self.is_finished.get() {
-            self.drain.0.finished.set(self.drain.0.finished.get() - 1);
-        }
+        self.set_finished(false);
         self.drain.recheck();
     }
 }

@@ -227,7 +227,7 @@ impl<R: Runtime> Http<R> {
         let stream = connection.down.stream.into_inner();
         match end {
             End::Quiet => {
-                running.finish();
+                running.set_finished(true);
                 self.linger(stream).or(running.cut()).await;
             }
             End::Cut => copy::reset(stream),
@@ -365,6 +365,7 @@ impl<R: Runtime> Connection<'_, R> {
                 // It has come in late; its request may be on its way.
                 if stopping_deadline.is_none() {
                     stopping_deadline = self.http.after(Some(FIRST_REQUEST));
+                    self.running.set_finished(true);
                 }
                 stopping_deadline
             } else if is_idle && !is_first {
@@ -401,7 +402,10 @@ impl<R: Runtime> Connection<'_, R> {
                 // Cut within a head: nobody is there to read a 400.
                 Ok(0) | Err(Stop::Io(_)) => return Err(End::Gone),
                 // It begins now, not when the connection fell idle.
-                Ok(_) if is_idle => self.adopt_plan(),
+                Ok(_) if is_idle => {
+                    self.running.set_finished(false);
+                    self.adopt_plan();
+                }
                 Ok(_) => {}
                 // The stop has come: once more, with the time that is left.
                 Err(Stop::Timeout)

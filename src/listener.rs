@@ -196,7 +196,11 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
         return;
     }
     let mut backoff = BACKOFF.0;
-    loop {
+    // No more than a queue holds: those that still come are not in it.
+    for index in 0..=BACKLOG {
+        if index % 16 == 15 {
+            futures_lite::future::yield_now().await;
+        }
         match runtime.accept_now(listener) {
             None => return,
             Some(Ok((stream, peer))) => start(stream, peer),
@@ -256,6 +260,13 @@ mod tests {
                 return Err(rustix::io::Errno::MFILE.into());
             }
             self.0.accept(listener).await
+        }
+
+        fn accept_now(
+            &self,
+            listener: &Self::Listener,
+        ) -> Option<io::Result<(Self::Stream, SocketAddr)>> {
+            self.0.accept_now(listener)
         }
 
         async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream> {

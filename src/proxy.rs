@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_channel::Receiver;
 use async_executor::LocalExecutor;
 use async_io::Timer;
 use futures_lite::FutureExt;
@@ -23,7 +22,7 @@ use crate::reload::{Desk, Fixed, Handle};
 use crate::runtime::Runtime;
 use crate::state::State;
 use crate::tls::unix_now;
-use crate::worker::{self, Change};
+use crate::worker::{self, Inbox};
 
 /// How often a wait for the first SVID is spoken of.
 const WAIT_NOTICE: Duration = Duration::from_secs(10);
@@ -40,7 +39,7 @@ pub struct Proxy {
     handle: Handle,
     admin: Option<Admin>,
     /// One per worker; the first configuration waits in each.
-    changes: Mutex<Vec<Receiver<Change>>>,
+    changes: Mutex<Vec<Inbox>>,
     workers: usize,
 }
 

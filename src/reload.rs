@@ -17,7 +17,7 @@ use crate::config::{AdminAddress, Config, ConfigError};
 use crate::listener::Bound;
 use crate::proxy::Error;
 use crate::state::State;
-use crate::worker::{Change, Key};
+use crate::worker::{Change, Inbox, Key};
 
 /// Between two looks at the files. A change is taken up by the second look
 /// that sees it.
@@ -86,14 +86,15 @@ impl Desk {
     pub(crate) fn new(
         workers: usize,
         inherited: Vec<(SocketAddr, TcpListener)>,
-    ) -> (Self, Vec<Receiver<Change>>) {
-        let (senders, receivers) = (0..workers).map(|_| async_channel::unbounded()).unzip();
+    ) -> (Self, Vec<Inbox>) {
+        let channels = (0..workers).map(|_| async_channel::unbounded());
+        let (senders, receivers): (_, Vec<_>) = channels.unzip();
         let desk = Self {
             workers: senders,
             inherited,
             open: Mutex::default(),
         };
-        (desk, receivers)
+        (desk, receivers.into_iter().map(Inbox).collect())
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<Key, SocketAddr>> {
@@ -213,7 +214,8 @@ impl Handle {
     }
 
     /// Makes `config` the configuration that runs, on every worker, and
-    /// completes once it is.
+    /// completes once it is. Before the first SVID nothing runs, and it is only
+    /// kept.
     ///
     /// Entry points of the same name, address and kind keep their listener
     /// and their connections; others are opened, or drained. Requests and TCP
@@ -223,7 +225,8 @@ impl Handle {
     /// level stay as they were at the start.
     ///
     /// # Errors
-    /// [`ReloadError`]; then nothing has changed.
+    /// [`ReloadError`]. With [`ReloadError::Addresses`] nothing has changed;
+    /// with [`ReloadError::Stopping`] it does not matter any more.
     pub async fn reload(&self, config: Config) -> Result<(), ReloadError> {
         let changed = self.change(config);
         match changed {
@@ -311,7 +314,7 @@ impl Handle {
                     match self.reload(config).await {
                         Ok(()) => source.accept(candidate),
                         Err(error) => {
-                            source.refuse(candidate);
+                            source.refuse(&candidate);
                             error!(
                                 "{path}: not taken, the configuration before it goes on: {error}"
                             );

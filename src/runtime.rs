@@ -53,14 +53,7 @@ pub trait Runtime: Clone + fmt::Debug + 'static {
     fn accept_now(
         &self,
         listener: &Self::Listener,
-    ) -> Option<io::Result<(Self::Stream, SocketAddr)>> {
-        let mut accept = std::pin::pin!(self.accept(listener));
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        match accept.as_mut().poll(&mut cx) {
-            Poll::Ready(accepted) => Some(accepted),
-            Poll::Pending => None,
-        }
-    }
+    ) -> Option<io::Result<(Self::Stream, SocketAddr)>>;
 
     /// Opens a connection, without a deadline of its own.
     ///

@@ -127,6 +127,8 @@ enum Standing {
 #[derive(Debug)]
 struct Connection {
     verified: Verified,
+    /// The end of the authority's life, as of the last look.
+    authority_until: Cell<i64>,
     chain: Vec<CertificateDer<'static>>,
     /// Its name; the policy is looked up anew each time.
     transport: String,
@@ -145,14 +147,16 @@ struct Connection {
 }
 
 impl Connection {
-    /// Whether the peer would be admitted by `snapshot` and `policy`, at
-    /// `unix` (seconds). What was verified is remembered.
+    /// Whether the peer would be admitted by `snapshot` and `policy`. What was
+    /// verified is remembered. `unix` (seconds) is given for one that has been
+    /// good so far: then an authority that has expired since need not be there
+    /// any more.
     fn judge(
         &self,
         snapshot: Option<&Snapshot>,
         policy: Option<&Transport>,
         algorithms: &WebPkiSupportedAlgorithms,
-        unix: i64,
+        unix: Option<i64>,
     ) -> Result<(), Loss> {
         let allowlist = policy.and_then(Transport::allowlist);
         let allowlist = allowlist.ok_or(Loss::NoTransport)?;
@@ -169,10 +173,11 @@ impl Connection {
         };
         let known = self.bundle.borrow().clone();
         let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, bundle));
-        if is_known || unix > self.verified.authority_until {
+        let has_expired = unix.is_some_and(|unix| unix > self.authority_until.get());
+        if is_known || has_expired {
             return Ok(());
         }
-        authenticate(
+        let again = authenticate(
             &self.chain,
             Role::Server,
             snapshot,
@@ -181,6 +186,7 @@ impl Connection {
             self.verified.at,
         )
         .map_err(Loss::Peer)?;
+        self.authority_until.set(again.authority_until);
         *self.bundle.borrow_mut() = Some(Arc::clone(bundle));
         Ok(())
     }
@@ -280,6 +286,7 @@ impl Trust {
             until: grounds.until(),
             bundle: RefCell::new(grounds.snapshot.bundle(domain).cloned()),
             transport: grounds.transport.name.clone(),
+            authority_until: Cell::new(grounds.verified.authority_until),
             verified: grounds.verified,
             chain: grounds.chain,
             seen: Cell::new(seen),
@@ -288,7 +295,7 @@ impl Trust {
             waker: RefCell::new(None),
         };
         if !nothing_new {
-            self.judge(&connection)?;
+            self.judge(&connection, None)?;
         }
         let connection = Rc::new(connection);
         let mut open = self.0.open.borrow_mut();
@@ -304,11 +311,18 @@ impl Trust {
         })
     }
 
-    fn judge(&self, connection: &Connection) -> Result<(), Loss> {
+    fn judge(&self, connection: &Connection, unix: Option<i64>) -> Result<(), Loss> {
         let snapshot = self.0.identity.current();
         let policies = self.0.policies.borrow();
         let policy = policies.get(&connection.transport).map(Arc::as_ref);
-        connection.judge(snapshot.as_deref(), policy, &self.0.algorithms, unix_now())
+        connection.judge(snapshot.as_deref(), policy, &self.0.algorithms, unix)
+    }
+
+    /// The same, of one that was admitted.
+    fn judge_again(&self, connection: &Connection) -> Result<(), Loss> {
+        // What was lost before an authority expired stays lost after it.
+        let is_good = *connection.standing.borrow() == Standing::Good;
+        self.judge(connection, is_good.then(unix_now))
     }
 
     /// Follows changes of the identity and of the configuration, and calls
@@ -359,7 +373,7 @@ impl Trust {
             if index % JUDGED_PER_TURN == JUDGED_PER_TURN - 1 {
                 yield_now().await;
             }
-            let verdict = self.judge(it);
+            let verdict = self.judge_again(it);
             it.seen.set(version);
             if let Some(words) = self.apply(it, verdict, now()) {
                 let peer = it.verified.peer.id().to_string();
@@ -442,7 +456,7 @@ impl Admission {
         match &*it.standing.borrow() {
             Standing::Over(loss) => return Err(loss.clone()),
             // What has changed since is so new that it was not looked at yet.
-            _ if it.seen.get() != self.trust.version() => self.trust.judge(it)?,
+            _ if it.seen.get() != self.trust.version() => self.trust.judge_again(it)?,
             Standing::Lost(loss, _) => return Err(loss.clone()),
             Standing::Good => {}
         }
@@ -788,6 +802,35 @@ mod tests {
             matches!(loss, Some(Loss::Peer(PeerError::NoBundle { .. }))),
             "{loss:?}"
         );
+    }
+
+    #[test]
+    fn trust_that_is_lost_does_not_come_back_by_expiry() {
+        let room = Room::new();
+        let mut grounds = room.grounds("t", NOW, FAR);
+        // It expires within the grace.
+        grounds.verified.authority_until = unix_now() + 100_000;
+        let admission = room.trust.admit(grounds).unwrap();
+        room.publish(OWN, &[]);
+        room.follow(0, UNIX);
+        admission.connection.authority_until.set(unix_now() - 1);
+        room.publish(OWN, &[]);
+        room.follow(1, UNIX);
+        assert!(admission.is_fit(UNIX).is_err());
+        room.follow(30, UNIX);
+        assert!(over(&admission).is_some());
+    }
+
+    #[test]
+    fn an_authority_that_lives_longer_since_is_missed_when_it_goes() {
+        let room = Room::new();
+        let mut grounds = room.grounds("t", NOW, FAR);
+        grounds.verified.authority_until = unix_now() + 100_000;
+        let admission = room.trust.admit(grounds).unwrap();
+        // Another look finds one that lasts until 2050.
+        room.publish(OWN, &[&room.ca, &Authority::new("example.org")]);
+        room.follow(0, UNIX);
+        assert_eq!(admission.connection.authority_until.get(), 2_524_608_000);
     }
 
     /// The same name and key, certified anew after the handshake.

@@ -36,6 +36,18 @@ pub(crate) struct Change {
     pub(crate) applied: Option<Sender<()>>,
 }
 
+/// A worker's end of the way that changes take. Whatever is left in it when it
+/// goes, nobody waits for, and no address stays taken.
+#[derive(Debug)]
+pub(crate) struct Inbox(pub(crate) Receiver<Change>);
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.try_recv().is_ok() {}
+    }
+}
+
 /// What makes an entry point the same one after a reload: its listener, its
 /// queue and its connections stay.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -110,9 +122,9 @@ enum Serving<R: Runtime> {
 pub(crate) async fn run<R: Runtime>(
     runtime: R,
     state: Arc<State>,
-    changes: Receiver<Change>,
+    changes: Inbox,
 ) -> io::Result<bool> {
-    let Some(first) = wait_to_listen(&state, &changes).await else {
+    let Some(first) = wait_to_listen(&state, &changes.0).await else {
         return Ok(true);
     };
     let recorder = Rc::new(state.metrics.recorder());
@@ -133,11 +145,7 @@ pub(crate) async fn run<R: Runtime>(
         over: Once::new(),
     };
     worker.follow_trust();
-    let drained = worker.serve(first, &changes).await;
-    // Whoever waits for one of these waits in vain.
-    changes.close();
-    while changes.try_recv().is_ok() {}
-    drained
+    worker.serve(first, &changes.0).await
 }
 
 /// `None`: stopped before anyone could connect.
@@ -375,14 +383,16 @@ impl<R: Runtime> Worker<R> {
                 counts: &counts,
                 is_shared,
             };
-            let accepting = accept(&runtime, &listener, &entry, serve);
-            let gone = over.wait();
-            gone.or(accepting).or(told).await;
-            drop(listener);
-            // Those that have nothing to do end in a turn.
-            yield_now().await;
-            let grace = Some(terms.grace.get());
-            within(&runtime, grace, drain.done()).await;
+            let ended = async {
+                accept(&runtime, &listener, &entry, serve).or(told).await;
+                drop(listener);
+                // Those that have nothing to do end in a turn.
+                yield_now().await;
+                let grace = Some(terms.grace.get());
+                within(&runtime, grace, drain.done()).await;
+            };
+            // Without its worker nobody looks after what is open.
+            over.wait().or(ended).await;
             let left = drain.in_flight();
             if left > 0 {
                 warn!("{name}: {left} connections were still open when graceTimeOut was over");

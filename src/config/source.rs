@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Config, ConfigError, Overrides};
+use super::{Config, ConfigError, Overrides, Problem};
 
 /// A file, what runs of it, and how its files looked when they were read.
 #[derive(Debug)]
@@ -21,13 +21,13 @@ pub struct Source {
     path: PathBuf,
     overrides: Overrides,
     running: Candidate,
-    /// How the file looked when it was read last, taken or not.
+    /// How the file looked when what was made of it was taken, or refused.
     seen: Option<Stamp>,
-    /// Whether it was not taken.
-    refused: bool,
-    /// The files that it named then; somebody may mend them.
-    awaited: Stamps,
-    /// How everything looked at the last look, if not as it was read.
+    /// The problems of the file that were reported last, and those of what
+    /// runs: they are reported once, not at each look.
+    told: Vec<Problem>,
+    told_running: Vec<Problem>,
+    /// How everything looked at the last look, if not as it was taken.
     changing: Option<Stamps>,
 }
 
@@ -38,8 +38,8 @@ pub struct Candidate {
     text: String,
     watch: bool,
     files: Stamps,
-    /// Whether the text was read anew, rather than only what it names.
-    is_new: bool,
+    /// How the file looked before it was read.
+    seen: Option<Stamp>,
 }
 
 /// How files looked. `None`: nothing that can be seen.
@@ -84,8 +84,8 @@ impl Source {
             overrides,
             running: Candidate::default(),
             seen: None,
-            refused: false,
-            awaited: Stamps::new(),
+            told: Vec::new(),
+            told_running: Vec::new(),
             changing: None,
         };
         let (config, candidate) = source.load()?;
@@ -104,51 +104,43 @@ impl Source {
     /// # Errors
     /// Every problem.
     pub fn load(&mut self) -> Loaded {
-        // Before it is read: what changes meanwhile, the next look sees.
-        self.seen = Stamp::of(&self.path);
         self.changing = None;
-        let loaded = Config::read(&self.path).and_then(|text| self.check(text, true));
-        if let Err(error) = &loaded {
-            self.refused = true;
-            self.awaited.clone_from(&error.files);
-        }
+        // Before it is read: what changes meanwhile, the next look sees.
+        let seen = Stamp::of(&self.path);
+        let text = Config::read(&self.path);
+        let loaded = text.and_then(|text| self.check(text, seen));
+        self.told = match &loaded {
+            Ok(_) => Vec::new(),
+            Err(error) => error.problems.clone(),
+        };
         loaded
     }
 
-    fn check(&self, text: String, is_new: bool) -> Loaded {
+    fn check(&self, text: String, seen: Option<Stamp>) -> Loaded {
         let config = Config::parse_from(&text, &self.overrides, Some(&self.path))?;
         let candidate = Candidate {
             watch: config.watch,
             files: config.files.clone(),
             text,
-            is_new,
+            seen,
         };
         Ok((config, candidate))
     }
 
     /// What was made of this runs now.
     pub fn accept(&mut self, candidate: Candidate) {
-        if candidate.is_new {
-            self.refused = false;
-            self.awaited.clear();
-        }
+        self.seen = candidate.seen;
         self.running = candidate;
     }
 
-    /// It was good, and does not run all the same: what ran before does.
-    pub fn refuse(&mut self, candidate: Candidate) {
-        if candidate.is_new {
-            self.refused = true;
-            self.awaited = candidate.files;
-        } else {
-            // Seen; not to be tried again and again.
-            self.running.files = candidate.files;
-        }
+    /// It was good, and does not run all the same: what ran before does. It is
+    /// tried again when it has changed, or when somebody asks.
+    pub fn refuse(&mut self, candidate: &Candidate) {
+        self.seen = candidate.seen;
     }
 
     fn stamps(&self) -> Stamps {
-        let files = self.awaited.keys().chain(self.running.files.keys());
-        let all = files.chain([&self.path]);
+        let all = self.running.files.keys().chain([&self.path]);
         all.map(|path| (path.clone(), Stamp::of(path))).collect()
     }
 
@@ -157,13 +149,14 @@ impl Source {
     ///
     /// The file itself is followed only if it asks for that
     /// (`providers.file.watch`); certificates and keys always are, under the
-    /// text that runs.
+    /// text that runs. What was bad is read again at each look, as what it
+    /// lacks may lie elsewhere; but it is reported only once.
     pub fn look(&mut self) -> Option<Loaded> {
         let now = self.stamps();
-        let differ = |then: &Stamps| then.iter().any(|(path, then)| now.get(path) != Some(then));
         let file = now.get(&self.path) != Some(&self.seen);
-        let running = differ(&self.running.files);
-        if !file && !running && !differ(&self.awaited) {
+        let mut files = self.running.files.iter();
+        let running = files.any(|(path, then)| now.get(path) != Some(then));
+        if !file && !running {
             self.changing = None;
             return None;
         }
@@ -172,31 +165,23 @@ impl Source {
             return None;
         }
         self.changing = None;
-        if self.running.watch && (file || self.refused) {
-            let loaded = self.load();
-            // Otherwise its problems have been told, and are the same.
-            if loaded.is_ok() || file {
-                return Some(loaded);
+        if file && self.running.watch {
+            let told = std::mem::take(&mut self.told);
+            match self.load() {
+                // What runs may have to be looked after all the same.
+                Err(error) if error.problems == told => {}
+                loaded => return Some(loaded),
             }
         }
-        self.seen = now.get(&self.path).copied().flatten();
-        update(&mut self.awaited, &now);
         if !running {
             return None;
         }
-        let checked = self.check(self.running.text.clone(), false);
-        if checked.is_err() {
-            update(&mut self.running.files, &now);
+        let told = std::mem::take(&mut self.told_running);
+        let checked = self.check(self.running.text.clone(), self.seen);
+        if let Err(error) = &checked {
+            self.told_running.clone_from(&error.problems);
         }
-        Some(checked)
-    }
-}
-
-fn update(stamps: &mut Stamps, now: &Stamps) {
-    for (path, stamp) in stamps {
-        if let Some(now) = now.get(path) {
-            *stamp = *now;
-        }
+        Some(checked).filter(|_| self.told_running.is_empty() || self.told_running != told)
     }
 }
 
@@ -369,26 +354,45 @@ mod tests {
         let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
         let path = room.write("file.toml", &text(1, &more));
         let (mut source, _) = open(&path);
-        room.replace("file.toml", &text(2, "providers.file.watch = false"));
+        room.replace("file.toml", &text(2, &more));
         assert!(source.look().is_none());
         let (_, candidate) = source.look().unwrap().unwrap();
         // Its address is taken, say.
-        source.refuse(candidate);
+        source.refuse(&candidate);
         assert!(source.look().is_none());
-        // A certificate of what runs changes: the file is tried once more, as
-        // that may be what it lacked.
+        assert!(source.look().is_none());
+        // A certificate changes: that is for what runs.
         room.replace("ca.pem", OTHER_CA);
-        assert!(source.look().is_none());
-        let (_, candidate) = source.look().unwrap().unwrap();
-        source.refuse(candidate);
-        // It was refused again, so what runs gets its certificate.
-        room.replace("file.toml", "broken");
-        assert!(source.look().is_none());
-        assert!(source.look().unwrap().is_err());
         assert!(source.look().is_none());
         assert_eq!(look(&mut source), Some(1));
         assert!(source.look().is_none());
         assert!(source.look().is_none());
+        // The file again.
+        room.replace("file.toml", &text(3, &more));
+        assert!(source.look().is_none());
+        assert_eq!(look(&mut source), Some(3));
+    }
+
+    #[test]
+    fn what_runs_gets_its_certificates_while_the_file_is_bad() {
+        let room = Room::new();
+        let roots = room.write("ca.pem", CA);
+        let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
+        let path = room.write("file.toml", &text(1, &more));
+        let (mut source, _) = open(&path);
+        room.replace("file.toml", "broken");
+        assert!(source.look().is_none());
+        assert!(source.look().unwrap().is_err());
+        room.replace("ca.pem", OTHER_CA);
+        let ports: Vec<_> = (0..8).filter_map(|_| look(&mut source)).collect();
+        assert_eq!(ports, [1]);
+        // One that is bad is reported once, and found good later.
+        room.replace("ca.pem", "no certificate");
+        let errors = (0..8).filter_map(|_| source.look()).filter(Result::is_err);
+        assert_eq!(errors.count(), 1);
+        room.replace("ca.pem", CA);
+        let ports: Vec<_> = (0..8).filter_map(|_| look(&mut source)).collect();
+        assert_eq!(ports, [1]);
     }
 
     #[test]

@@ -72,6 +72,21 @@ impl Runtime for AsyncIo {
         Ok((Socket(stream), peer))
     }
 
+    fn accept_now(
+        &self,
+        listener: &Self::Listener,
+    ) -> Option<io::Result<(Self::Stream, SocketAddr)>> {
+        // The socket does not block.
+        match listener.get_ref().accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            accepted => {
+                let made =
+                    accepted.and_then(|(stream, peer)| Ok((Socket(Async::new(stream)?), peer)));
+                Some(made)
+            }
+        }
+    }
+
     async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream> {
         Async::<TcpStream>::connect(address).await.map(Socket)
     }
