@@ -3,6 +3,7 @@
 pub(crate) mod exchange;
 pub(crate) mod fields;
 pub mod h1;
+pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod reply;
 pub(crate) mod wire;
@@ -11,18 +12,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncWriteExt, FutureExt};
 use log::{debug, info, warn};
 
-use crate::balance::Balancer;
-use crate::config::{self, HttpEntry, HttpService};
+use crate::config;
 use crate::dial::{self, DialError};
 use crate::drain::Running;
-use crate::metrics::{Counter, Histogram, REQUEST_SECONDS, REQUESTS, Recorder};
 use crate::rule::{Subject, match_form};
 use crate::runtime::{Runtime, Timer, within};
 use crate::tcp::{copy, tunnel};
@@ -31,6 +29,7 @@ use fields::{Client, write_request};
 use h1::head::{Head, Name, Scanner};
 use h1::request::{self, Method, Parsed, Request};
 use h1::{Framing, Refusal};
+use plan::{Counts, Ended, Plan, Service};
 use pool::{Pool, Slot, Upstream};
 use reply::Reply;
 use wire::{Conn, READ_BYTES, Stop, write_all};
@@ -58,117 +57,6 @@ pub(crate) struct Http<R: Runtime> {
     pool: Rc<Pool<R>>,
     /// Our host name, for `X-Forwarded-Server`.
     server: Rc<str>,
-}
-
-/// What a configuration makes of an entry point.
-#[derive(Debug)]
-pub(crate) struct Plan<R: Runtime> {
-    entry: Arc<HttpEntry>,
-    /// One per route, in the same order; routes may share a service.
-    services: Vec<(Rc<Service<R>>, Rc<Counts>)>,
-    /// Of what no router took.
-    unrouted: Rc<Counts>,
-    looks_at_path: bool,
-}
-
-impl<R: Runtime> Plan<R> {
-    /// `services` has the service of each route.
-    pub(crate) fn new(
-        name: &str,
-        entry: &Arc<HttpEntry>,
-        services: impl Fn(&Arc<HttpService>) -> Rc<Service<R>>,
-        recorder: &Recorder,
-    ) -> Self {
-        let of_route = |route: &config::Route| {
-            let counts = Counts::new(recorder, name, &route.service.name);
-            (services(&route.service), Rc::new(counts))
-        };
-        Self {
-            looks_at_path: entry.routes.iter().any(|route| route.rule.looks_at_path()),
-            services: entry.routes.iter().map(of_route).collect(),
-            unrouted: Rc::new(Counts::new(recorder, name, "")),
-            entry: Arc::clone(entry),
-        }
-    }
-}
-
-/// What is counted of requests.
-#[derive(Debug)]
-struct Counts {
-    /// By the hundreds of the status, from 1.
-    classes: [Counter; 5],
-    cut: Counter,
-    gone: Counter,
-    seconds: Histogram,
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Ended {
-    /// Its response was delivered.
-    With(u16),
-    /// Its response was not delivered whole.
-    Cut,
-    /// The client went away before it.
-    Gone,
-}
-
-impl Counts {
-    fn new(recorder: &Recorder, entry: &str, service: &str) -> Self {
-        let of = |class| recorder.counter(&REQUESTS, &[entry, service, class]);
-        Self {
-            classes: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(of),
-            cut: of("cut"),
-            gone: of("gone"),
-            seconds: recorder.histogram(&REQUEST_SECONDS, &[entry, service]),
-        }
-    }
-
-    fn count(&self, ended: Ended) {
-        let counter = match ended {
-            Ended::With(status) => {
-                let class = usize::from(status / 100).saturating_sub(1);
-                self.classes.get(class)
-            }
-            Ended::Cut => Some(&self.cut),
-            Ended::Gone => Some(&self.gone),
-        };
-        if let Some(counter) = counter {
-            counter.add(1);
-        }
-    }
-}
-
-/// A service on one worker.
-#[derive(Debug)]
-pub(crate) struct Service<R: Runtime> {
-    of: Arc<HttpService>,
-    balancer: RefCell<Balancer>,
-    /// One per server, in the same order.
-    slots: Vec<Rc<Slot<R>>>,
-}
-
-impl<R: Runtime> Service<R> {
-    pub(crate) fn new(of: &Arc<HttpService>, pool: &Pool<R>) -> Self {
-        let weights = of.servers.iter().map(|server| server.weight);
-        Self {
-            balancer: RefCell::new(Balancer::new(weights)),
-            slots: of
-                .servers
-                .iter()
-                .map(|server| pool.slot(&of.transport, &server.address, server.tls))
-                .collect(),
-            of: Arc::clone(of),
-        }
-    }
-
-    pub(crate) fn is_for(&self, of: &Arc<HttpService>) -> bool {
-        Arc::ptr_eq(&self.of, of)
-    }
-
-    pub(crate) fn slots(&self) -> &[Rc<Slot<R>>] {
-        &self.slots
-    }
 }
 
 impl<R: Runtime> Http<R> {

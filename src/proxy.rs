@@ -145,9 +145,10 @@ impl Proxy {
         };
         let config = Arc::new(config);
         let (desk, changes) = Desk::new(workers, sockets);
-        if let Err(errors) = desk.change(&config, || {}) {
-            let first = errors.into_iter().next();
-            return Err(first.unwrap_or_else(|| Error::Ended("binding".to_owned())));
+        if let Err(errors) = desk.change(&config, || {})
+            && let Some(first) = errors.into_iter().next()
+        {
+            return Err(first);
         }
         Ok(Self {
             handle: Handle {

@@ -14,11 +14,12 @@ use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
 use log::{error, info, warn};
 
-use crate::config::{Config, EntryPoint, HttpService, Serves};
+use crate::config::{Config, EntryPoint, HttpEntry, HttpService, Serves};
 use crate::dial::Dialer;
 use crate::drain::{Drain, Running};
+use crate::http::Http;
+use crate::http::plan::{Plan, Service};
 use crate::http::pool::{Pool, Slot};
-use crate::http::{self, Http, Service};
 use crate::listener::{Accept, Bound, Counts, accept};
 use crate::metrics::Recorder;
 use crate::runtime::{Runtime, sleep, within};
@@ -278,12 +279,12 @@ impl<R: Runtime> Worker<R> {
     fn http_plan(
         &self,
         name: &str,
-        entry: &Arc<crate::config::HttpEntry>,
+        entry: &Arc<HttpEntry>,
         services: &mut Vec<Rc<Service<R>>>,
-    ) -> http::Plan<R> {
+    ) -> Plan<R> {
         let services = RefCell::new(services);
         let service = |of: &Arc<HttpService>| self.service(&mut services.borrow_mut(), of);
-        http::Plan::new(name, entry, service, &self.recorder)
+        Plan::new(name, entry, service, &self.recorder)
     }
 
     /// An entry point that stays.
