@@ -1,4 +1,4 @@
-//! News without content: whoever hears it looks for himself.
+//! News without content, across threads: whoever hears it looks for himself.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +27,35 @@ impl Bell {
         let ears = self.0.lock();
         let mut ears = ears.unwrap_or_else(PoisonError::into_inner);
         ears.retain(|ear| !matches!(ear.try_send(()), Err(TrySendError::Closed(()))));
+    }
+}
+
+/// Something that happens once, and can be waited for on any thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Once {
+    sender: Sender<()>,
+    receiver: Receiver<()>,
+}
+
+impl Once {
+    pub(crate) fn new() -> Self {
+        let (sender, receiver) = async_channel::bounded(1);
+        Self { sender, receiver }
+    }
+
+    /// It has happened.
+    pub(crate) fn set(&self) {
+        self.sender.close();
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Completes once it has happened. Cancel safe.
+    pub(crate) async fn wait(&self) {
+        // Nothing is ever sent: an error means closed.
+        let _closed = self.receiver.recv().await;
     }
 }
 

@@ -24,8 +24,8 @@ use log::LevelFilter;
 use spiffe::transport::Endpoint;
 use toml::de::DeTable;
 
-use crate::dial::Address;
 use crate::http::h1::head;
+use crate::net::Address;
 use crate::net::IpRange;
 use crate::rule::Rule;
 use crate::transport::{HttpTransport, TcpTransport, Transport};

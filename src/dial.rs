@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,39 +19,13 @@ use futures_rustls::client::TlsStream;
 use rustls::pki_types::{ServerName, UnixTime};
 
 use crate::metrics::{HANDSHAKES, Recorder};
+use crate::net::{Address, Host};
 use crate::runtime::{Runtime, Stream, within};
 use crate::tls::verifier::{PeerError, Role};
 use crate::tls::{self, unix_now};
 use crate::transport::Transport;
 pub use crate::trust::{Admission, Loss};
 use crate::trust::{Grounds, Trust};
-
-/// A server's host and port, as the file has them.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Address {
-    /// Resolved anew for each connection when it is a name.
-    pub host: Host,
-    /// 1 to 65535.
-    pub port: u16,
-}
-
-/// A name or an IP address.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Host {
-    /// Needs no resolving.
-    Ip(IpAddr),
-    /// A DNS name.
-    Name(String),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
-        }
-    }
-}
 
 /// Why no upstream connection could be had.
 #[derive(Debug)]

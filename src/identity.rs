@@ -18,8 +18,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use async_channel::Receiver;
 use log::{info, warn};
 
-use crate::bell::Bell;
-use crate::state::Once;
+use crate::bell::{Bell, Once};
 use crate::tls::unix_now;
 pub use snapshot::{Snapshot, Svid};
 

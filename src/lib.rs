@@ -41,6 +41,7 @@ mod bell;
 pub mod config;
 pub mod dial;
 mod drain;
+mod error;
 pub mod http;
 pub mod identity;
 mod listener;
@@ -58,5 +59,6 @@ mod trust;
 mod worker;
 
 pub use config::{Config, ConfigError, Overrides};
-pub use proxy::{Error, Proxy, Urgency};
+pub use error::Error;
+pub use proxy::{Proxy, Urgency};
 pub use reload::{Handle, ReloadError};

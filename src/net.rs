@@ -1,6 +1,7 @@
-//! IP ranges, as `ClientIP` and `trustedIPs` give them.
+//! Addresses: of servers, and ranges of clients (`ClientIP`, `trustedIPs`).
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 /// An address or a CIDR range.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -64,6 +65,33 @@ impl IpRange {
                 top(a.octets(), self.prefix) == top(b.octets(), self.prefix)
             }
             _ => false,
+        }
+    }
+}
+
+/// A server's host and port, as the file has them.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Address {
+    /// Resolved anew for each connection when it is a name.
+    pub host: Host,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// A name or an IP address.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Host {
+    /// Needs no resolving.
+    Ip(IpAddr),
+    /// A DNS name.
+    Name(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }
 }

@@ -14,8 +14,9 @@ use log::{LevelFilter, error, info, warn};
 
 use crate::config::source::Source;
 use crate::config::{AdminAddress, Config, ConfigError};
+use crate::error::Error;
 use crate::listener::Bound;
-use crate::proxy::Error;
+
 use crate::state::State;
 use crate::worker::{Change, Inbox, Key};
 

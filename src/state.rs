@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use async_channel::{Receiver, Sender};
-
-use crate::bell::Bell;
+use crate::bell::{Bell, Once};
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -90,34 +88,5 @@ impl State {
         }
         let listening = self.listening.load(Ordering::Relaxed);
         (listening < self.workers).then(|| "starting".to_owned())
-    }
-}
-
-/// Something that happens once, and can be waited for on any thread.
-#[derive(Clone, Debug)]
-pub(crate) struct Once {
-    sender: Sender<()>,
-    receiver: Receiver<()>,
-}
-
-impl Once {
-    pub(crate) fn new() -> Self {
-        let (sender, receiver) = async_channel::bounded(1);
-        Self { sender, receiver }
-    }
-
-    /// It has happened.
-    pub(crate) fn set(&self) {
-        self.sender.close();
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    /// Completes once it has happened. Cancel safe.
-    pub(crate) async fn wait(&self) {
-        // Nothing is ever sent: an error means closed.
-        let _closed = self.receiver.recv().await;
     }
 }

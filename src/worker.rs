@@ -14,6 +14,7 @@ use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
 use log::{error, info, warn};
 
+use crate::bell::Once;
 use crate::config::{Config, EntryPoint, HttpEntry, HttpService, Serves};
 use crate::dial::Dialer;
 use crate::drain::{Drain, Running};
@@ -23,7 +24,7 @@ use crate::http::pool::{Pool, Slot};
 use crate::listener::{Accept, Bound, Counts, accept};
 use crate::metrics::Recorder;
 use crate::runtime::{Runtime, sleep, within};
-use crate::state::{Once, State};
+use crate::state::State;
 use crate::tcp::{self, Tcp};
 use crate::trust::Trust;
 

@@ -11,8 +11,8 @@ use super::raw::{self, Field};
 use super::reader::{Reader, no_such};
 use super::transports::DEFAULT;
 use super::{HttpServer, HttpService, TcpServer, TcpService};
-use crate::dial::{Address, Host};
 use crate::http::h1::request::is_authority;
+use crate::net::{Address, Host};
 use crate::transport::{Authentication, HttpTransport, TcpTransport, Transport};
 
 impl Reader<'_, '_> {

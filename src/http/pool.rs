@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use futures_lite::AsyncRead;
 
 use super::wire::Conn;
-use crate::dial::{Address, Admission, Channel, DialError, Dialer};
+use crate::dial::{Admission, Channel, DialError, Dialer};
 use crate::metrics::{Counter, Gauge, POOL_IDLE, POOL_REUSED, Recorder};
+use crate::net::Address;
 use crate::runtime::{Runtime, Stream, sleep};
 use crate::tls::unix_now;
 use crate::transport::HttpTransport;
