@@ -38,6 +38,13 @@ impl Running {
             eventually(&format!("{name} listens"), || {
                 TcpStream::connect(address).ok()
             });
+            // That look was a connection too; nothing of it is to be left.
+            let open = format!("svidgate_connections_open{{entrypoint=\"{name}\"}}");
+            if running.admin.is_some() {
+                eventually(&format!("{name} is at rest"), || {
+                    (running.metric(&open) == Some(0.0)).then_some(())
+                });
+            }
         }
         running
     }
