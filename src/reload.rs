@@ -16,7 +16,6 @@ use crate::config::source::Source;
 use crate::config::{AdminAddress, Config, ConfigError};
 use crate::error::Error;
 use crate::listener::Bound;
-
 use crate::state::State;
 use crate::worker::{Change, Inbox, Key};
 
@@ -54,13 +53,8 @@ impl fmt::Display for ReloadError {
         match self {
             Self::Stopping => f.write_str("the proxy is ending"),
             Self::Addresses(errors) => {
-                for (index, error) in errors.iter().enumerate() {
-                    if index > 0 {
-                        f.write_str("\n")?;
-                    }
-                    error.fmt(f)?;
-                }
-                Ok(())
+                let errors: Vec<String> = errors.iter().map(Error::to_string).collect();
+                f.write_str(&errors.join("\n"))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One worker: its entry points, its connections, and how both change over
 //! time. It shares nothing with other workers but the [`State`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -283,8 +283,7 @@ impl<R: Runtime> Worker<R> {
         entry: &Arc<HttpEntry>,
         services: &mut Vec<Rc<Service<R>>>,
     ) -> Plan<R> {
-        let services = RefCell::new(services);
-        let service = |of: &Arc<HttpService>| self.service(&mut services.borrow_mut(), of);
+        let service = |of: &Arc<HttpService>| self.service(services, of);
         Plan::new(name, entry, service, &self.recorder)
     }
 

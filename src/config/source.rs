@@ -186,48 +186,22 @@ impl Source {
 }
 
 #[cfg(test)]
+#[path = "../../tests/support/scratch.rs"]
+#[allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared with the integration tests"
+)]
+mod scratch;
+
+#[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
 mod tests {
+    use super::scratch::Scratch;
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     const CA: &str = include_str!("../../fixtures/pki/ca.pem");
     const OTHER_CA: &str = include_str!("../../fixtures/pki/other-ca.pem");
-
-    /// A directory that is removed at the end.
-    struct Room(PathBuf);
-
-    impl Room {
-        fn new() -> Self {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let name = format!(
-                "svidgate-source-{}-{}",
-                std::process::id(),
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            );
-            let path = std::env::temp_dir().join(name);
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn write(&self, name: &str, text: &str) -> PathBuf {
-            let path = self.0.join(name);
-            fs::write(&path, text).unwrap();
-            path
-        }
-
-        /// As editors and deployers do: written beside it, renamed over it.
-        fn replace(&self, name: &str, text: &str) {
-            let beside = self.write("beside", text);
-            fs::rename(beside, self.0.join(name)).unwrap();
-        }
-    }
-
-    impl Drop for Room {
-        fn drop(&mut self) {
-            drop(fs::remove_dir_all(&self.0));
-        }
-    }
 
     fn text(port: u16, more: &str) -> String {
         format!(
@@ -250,8 +224,8 @@ mod tests {
 
     #[test]
     fn a_change_counts_once_it_has_come_to_rest() {
-        let room = Room::new();
-        let path = room.write("file.toml", &text(1, ""));
+        let room = Scratch::new();
+        let path = room.file("file.toml", &text(1, ""));
         let (mut source, _) = open(&path);
         assert_eq!(look(&mut source), None);
         room.replace("file.toml", &text(2, ""));
@@ -262,7 +236,7 @@ mod tests {
         assert_eq!(look(&mut source), Some(33));
         assert_eq!(look(&mut source), None);
         // In place.
-        room.write("file.toml", &text(444, ""));
+        room.file("file.toml", &text(444, ""));
         assert_eq!(look(&mut source), None);
         assert_eq!(look(&mut source), Some(444));
         assert_eq!(look(&mut source), None);
@@ -270,18 +244,18 @@ mod tests {
 
     #[test]
     fn a_swapped_link_on_the_path_is_a_change() {
-        let room = Room::new();
+        let room = Scratch::new();
         for (name, port) in [("v1", 1), ("v2", 2)] {
-            fs::create_dir(room.0.join(name)).unwrap();
-            room.write(&format!("{name}/file.toml"), &text(port, ""));
+            fs::create_dir(room.path().join(name)).unwrap();
+            room.file(&format!("{name}/file.toml"), &text(port, ""));
         }
         let link = |to: &str| {
-            let fresh = room.0.join("fresh");
+            let fresh = room.path().join("fresh");
             std::os::unix::fs::symlink(to, &fresh).unwrap();
-            fs::rename(fresh, room.0.join("data")).unwrap();
+            fs::rename(fresh, room.path().join("data")).unwrap();
         };
         link("v1");
-        let path = room.0.join("file.toml");
+        let path = room.path().join("file.toml");
         std::os::unix::fs::symlink("data/file.toml", &path).unwrap();
         let (mut source, _) = open(&path);
         link("v2");
@@ -291,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_bad_file_is_reported_once_and_a_good_one_found_after_it() {
-        let room = Room::new();
-        let path = room.write("file.toml", &text(1, ""));
+        let room = Scratch::new();
+        let path = room.file("file.toml", &text(1, ""));
         let (mut source, _) = open(&path);
         room.replace("file.toml", "entryPoints = 7");
         assert!(source.look().is_none());
@@ -311,13 +285,13 @@ mod tests {
 
     #[test]
     fn without_watch_the_file_waits_and_its_certificates_do_not() {
-        let room = Room::new();
-        let roots = room.write("ca.pem", CA);
+        let room = Scratch::new();
+        let roots = room.file("ca.pem", CA);
         let more = format!(
             "providers.file.watch = false\nserversTransport.rootCAs = [{:?}]",
             roots.to_str().unwrap()
         );
-        let path = room.write("file.toml", &text(1, &more));
+        let path = room.file("file.toml", &text(1, &more));
         let (mut source, config) = open(&path);
         assert_eq!(config.files.into_keys().collect::<Vec<_>>(), [roots]);
         room.replace("file.toml", &text(2, &more));
@@ -335,10 +309,10 @@ mod tests {
 
     #[test]
     fn a_certificate_that_was_missing_is_waited_for() {
-        let room = Room::new();
-        let path = room.write("file.toml", &text(1, ""));
+        let room = Scratch::new();
+        let path = room.file("file.toml", &text(1, ""));
         let (mut source, _) = open(&path);
-        let roots = room.0.join("ca.pem");
+        let roots = room.path().join("ca.pem");
         let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
         room.replace("file.toml", &text(2, &more));
         assert!(source.look().is_none());
@@ -349,10 +323,10 @@ mod tests {
     }
     #[test]
     fn what_was_refused_does_not_run_by_itself_later() {
-        let room = Room::new();
-        let roots = room.write("ca.pem", CA);
+        let room = Scratch::new();
+        let roots = room.file("ca.pem", CA);
         let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
-        let path = room.write("file.toml", &text(1, &more));
+        let path = room.file("file.toml", &text(1, &more));
         let (mut source, _) = open(&path);
         room.replace("file.toml", &text(2, &more));
         assert!(source.look().is_none());
@@ -375,10 +349,10 @@ mod tests {
 
     #[test]
     fn what_runs_gets_its_certificates_while_the_file_is_bad() {
-        let room = Room::new();
-        let roots = room.write("ca.pem", CA);
+        let room = Scratch::new();
+        let roots = room.file("ca.pem", CA);
         let more = format!("serversTransport.rootCAs = [{:?}]", roots.to_str().unwrap());
-        let path = room.write("file.toml", &text(1, &more));
+        let path = room.file("file.toml", &text(1, &more));
         let (mut source, _) = open(&path);
         room.replace("file.toml", "broken");
         assert!(source.look().is_none());
@@ -397,12 +371,12 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_waited_for_while_what_runs_changes() {
-        let room = Room::new();
-        let running = room.write("ca.pem", CA);
+        let room = Scratch::new();
+        let running = room.file("ca.pem", CA);
         let names = |path: &Path| format!("serversTransport.rootCAs = [{path:?}]");
-        let path = room.write("file.toml", &text(1, &names(&running)));
+        let path = room.file("file.toml", &text(1, &names(&running)));
         let (mut source, _) = open(&path);
-        let late = room.0.join("late.pem");
+        let late = room.path().join("late.pem");
         room.replace("file.toml", &text(2, &names(&late)));
         assert!(source.look().is_none());
         assert!(source.look().unwrap().is_err());

@@ -27,7 +27,7 @@ impl<R: Runtime> Plan<R> {
     pub(crate) fn new(
         name: &str,
         entry: &Arc<HttpEntry>,
-        services: impl Fn(&Arc<HttpService>) -> Rc<Service<R>>,
+        mut services: impl FnMut(&Arc<HttpService>) -> Rc<Service<R>>,
         recorder: &Recorder,
     ) -> Self {
         let of_route = |route: &Route| {

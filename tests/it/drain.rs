@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::backend::{Backend, echo_bytes, read_head};
 use crate::support::eventually;
-use crate::support::proxy::{On, Running, read_to_end};
+use crate::support::proxy::{On, Running, echoes, read_to_end};
 
 crate::on_both!(
     readyz_is_503_at_once_while_accepting_goes_on,
@@ -99,14 +99,6 @@ fn upgrade(proxy: &Running) -> TcpStream {
     let head = read_head(&mut client).unwrap();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     client
-}
-
-#[track_caller]
-fn echoes(tunnel: &mut TcpStream, text: &[u8]) {
-    tunnel.write_all(text).unwrap();
-    let mut answer = vec![0; text.len()];
-    tunnel.read_exact(&mut answer).unwrap();
-    assert_eq!(answer, text);
 }
 
 fn readyz_is_503_at_once_while_accepting_goes_on(on: On) {

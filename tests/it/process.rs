@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::backend::{Backend, echo_heads, read_head};
+use crate::support::backend::{Backend, echo_heads, named, read_head};
 use crate::support::eventually;
 use crate::support::scratch::Scratch;
 use crate::world::World;
@@ -365,19 +365,6 @@ fn get(port: u16) -> String {
     answer
 }
 
-/// A backend that answers with its name.
-fn named(name: &'static str) -> Backend {
-    Backend::plain(move |wire| {
-        while read_head(wire).is_some() {
-            let length = name.len();
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
-            if wire.write_all(answer.as_bytes()).is_err() {
-                return;
-            }
-        }
-    })
-}
-
 fn plain_text(port: u16, backend: &Backend) -> String {
     PLAIN
         .replace("PORT", &port.to_string())
@@ -450,8 +437,7 @@ fn a_changed_file_is_followed_without_being_asked() {
     let port = free_port();
     let path = scratch.file("run.toml", &plain_text(port, &one));
     let mut process = run_file(&path);
-    let beside = scratch.file("beside", &plain_text(port, &two));
-    std::fs::rename(beside, &path).unwrap();
+    scratch.replace("run.toml", &plain_text(port, &two));
     process.says("configuration: applied");
     assert!(get(port).ends_with("\r\n\r\ntwo"));
     process.ends_with(0);
@@ -482,14 +468,12 @@ fn changed_certificate_files_are_followed() {
     let path = scratch.file("run.toml", &text);
     let mut process = run_file(&path);
     assert!(get(port).starts_with("HTTP/1.1 502 "));
-    let beside = scratch.file("beside", &other.pem());
-    std::fs::rename(beside, &roots).unwrap();
+    scratch.replace("ca.pem", &other.pem());
     process.says("configuration: applied");
     let answer = get(port);
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     // A key that does not fit is refused, and what was goes on.
-    let beside = scratch.file("beside", &other_key());
-    std::fs::rename(beside, &key).unwrap();
+    scratch.replace("client.key", &other_key());
     process.says("the key does not fit the certificate");
     assert!(get(port).starts_with("HTTP/1.1 200 "));
     process.ends_with(0);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use svidgate::ReloadError;
 
 use crate::support::agent::{Agent, Answer};
-use crate::support::backend::{Backend, echo_bytes, echo_heads, read_head};
+use crate::support::backend::{Backend, echo_bytes, echo_heads, named, read_head};
 use crate::support::eventually;
-use crate::support::proxy::{On, Running, read_to_end};
+use crate::support::proxy::{On, Running, answer, ask, read_to_end};
 use crate::support::scratch::Scratch;
 use crate::world::{OWN_ID, World, issued};
 
@@ -35,21 +35,6 @@ crate::on_both!(
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 
-/// A backend that answers with its name.
-fn named(name: &'static str) -> Backend {
-    Backend::plain(move |wire| {
-        while read_head(wire).is_some() {
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
-                name.len()
-            );
-            if wire.write_all(answer.as_bytes()).is_err() {
-                return;
-            }
-        }
-    })
-}
-
 /// Entry points, and one route from all of them to a backend.
 fn plain(entry_points: &[(&str, &str)], backend: &Backend) -> String {
     let mut text = "admin.address = \"127.0.0.1:0\"\n".to_owned();
@@ -70,23 +55,6 @@ servers = [{{ url = "http://{}" }}]
 
 const WEB: (&str, &str) = ("web", "address = \"127.0.0.1:0\"");
 
-/// A request on a connection that stays open, and its answer's body.
-fn ask(client: &mut TcpStream) -> String {
-    client
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .unwrap();
-    answer(client)
-}
-
-fn answer(client: &mut TcpStream) -> String {
-    let head = read_head(client).unwrap();
-    let length = head.split("Content-Length: ").nth(1).unwrap();
-    let length = length.split("\r\n").next().unwrap().parse().unwrap();
-    let mut body = vec![0; length];
-    client.read_exact(&mut body).unwrap();
-    String::from_utf8(body).unwrap()
-}
-
 #[track_caller]
 fn refused(address: SocketAddr) {
     let error = TcpStream::connect(address).unwrap_err();
@@ -98,9 +66,9 @@ fn the_next_request_on_a_connection_takes_the_new_route(on: On) {
     let proxy = Running::start(on, &plain(&[WEB], &one));
     let address = proxy.address("web");
     let mut client = proxy.connect("web");
-    assert_eq!(ask(&mut client), "one");
+    assert_eq!(ask(&mut client).1, "one");
     proxy.reload(&plain(&[WEB], &two)).unwrap();
-    assert_eq!(ask(&mut client), "two");
+    assert_eq!(ask(&mut client).1, "two");
     assert_eq!(proxy.address("web"), address);
     let applied = proxy.metric("svidgate_reloads_total{outcome=\"applied\"}");
     assert_eq!(applied, Some(1.0));
@@ -127,8 +95,8 @@ fn an_exchange_under_way_ends_by_what_it_began_with(on: On) {
     is_asked.recv_timeout(Duration::from_secs(20)).unwrap();
     proxy.reload(&plain(&[WEB], &two)).unwrap();
     release.send(()).unwrap();
-    assert_eq!(answer(&mut client), "one");
-    assert_eq!(ask(&mut client), "two");
+    assert_eq!(answer(&mut client).1, "one");
+    assert_eq!(ask(&mut client).1, "two");
 }
 
 fn a_new_entry_point_listens_and_one_that_is_gone_drains(on: On) {
@@ -148,7 +116,7 @@ fn a_new_entry_point_listens_and_one_that_is_gone_drains(on: On) {
     let proxy = Running::start(on, &plain(&[WEB], &backend));
     let old = proxy.address("web");
     let (mut idle, mut busy) = (proxy.connect("web"), proxy.connect("web"));
-    assert_eq!(ask(&mut idle), "ok");
+    assert_eq!(ask(&mut idle).1, "ok");
     busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
     is_asked.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -163,11 +131,11 @@ fn a_new_entry_point_listens_and_one_that_is_gone_drains(on: On) {
         read_to_end(&mut busy),
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
     );
-    assert_eq!(ask(&mut proxy.connect("other")), "ok");
+    assert_eq!(ask(&mut proxy.connect("other")).1, "ok");
     // And back.
     proxy.reload(&plain(&[WEB, other], &backend)).unwrap();
-    assert_eq!(ask(&mut proxy.connect("web")), "ok");
-    assert_eq!(ask(&mut proxy.connect("other")), "ok");
+    assert_eq!(ask(&mut proxy.connect("web")).1, "ok");
+    assert_eq!(ask(&mut proxy.connect("other")).1, "ok");
     assert!(proxy.end().unwrap());
 }
 
@@ -188,7 +156,7 @@ fn an_address_that_is_taken_refuses_the_whole(on: On) {
             .starts_with(&format!("entryPoints.other: cannot listen on {taken}: ")),
         "{error}"
     );
-    assert_eq!(ask(&mut proxy.connect("web")), "one");
+    assert_eq!(ask(&mut proxy.connect("web")).1, "one");
     assert_eq!(proxy.handle.address("free"), None);
     let refused = proxy.metric("svidgate_reloads_total{outcome=\"refused\"}");
     assert_eq!(refused, Some(1.0));
@@ -273,7 +241,11 @@ fn limits_and_trusted_addresses_change_with_it(on: On) {
     let mut first = proxy.connect("web");
     let forwarded = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n";
     first.write_all(forwarded).unwrap();
-    assert!(answer(&mut first).contains("X-Forwarded-For: 127.0.0.1\r\n"));
+    assert!(
+        answer(&mut first)
+            .1
+            .contains("X-Forwarded-For: 127.0.0.1\r\n")
+    );
     // It waits in the kernel's queue, until there is room.
     let mut second = proxy.connect("web");
     second
@@ -281,9 +253,9 @@ fn limits_and_trusted_addresses_change_with_it(on: On) {
         .unwrap();
     let more = keys("transport.maxConnections = 2\nforwardedHeaders.insecure = true");
     proxy.reload(&plain(&[("web", &more)], &backend)).unwrap();
-    assert!(answer(&mut second).starts_with("GET /a-long-path "));
+    assert!(answer(&mut second).1.starts_with("GET /a-long-path "));
     first.write_all(forwarded).unwrap();
-    let seen = answer(&mut first);
+    let seen = answer(&mut first).1;
     assert!(
         seen.contains("X-Forwarded-For: 9.9.9.9, 127.0.0.1\r\n"),
         "{seen}"
@@ -299,12 +271,12 @@ fn an_identity_may_be_needed_from_then_on_and_no_longer(on: On) {
     assert_eq!(world.agent.calls(), 0);
     let with = world.http_text(&backend, "trustDomain = \"example.org\"");
     let mut client = proxy.connect("web");
-    assert_eq!(ask(&mut client), "plain");
+    assert_eq!(ask(&mut client).1, "plain");
     proxy.reload(&with).unwrap();
     eventually("an identity", || proxy.identity.current());
-    assert!(ask(&mut client).starts_with("GET / HTTP/1.1\r\n"));
+    assert!(ask(&mut client).1.starts_with("GET / HTTP/1.1\r\n"));
     proxy.reload(&without).unwrap();
-    assert_eq!(ask(&mut client), "plain");
+    assert_eq!(ask(&mut client).1, "plain");
     eventually("it is given up", || {
         proxy.identity.current().is_none().then_some(())
     });
@@ -357,7 +329,7 @@ fn it_works_while_the_first_svid_is_waited_for(on: On) {
     eventually("it listens", || {
         TcpStream::connect(proxy.address("moved")).ok()
     });
-    assert_eq!(ask(&mut proxy.connect("moved")), "plain");
+    assert_eq!(ask(&mut proxy.connect("moved")).1, "plain");
     refused(old);
 }
 
@@ -380,7 +352,11 @@ fn an_entry_point_may_change_its_kind(on: On) {
         "[tcp.services.s.loadBalancer]\nservers",
     );
     let proxy = Running::start(on, &http);
-    assert!(ask(&mut proxy.connect("web")).contains("Via: 1.1 svidgate\r\n"));
+    assert!(
+        ask(&mut proxy.connect("web"))
+            .1
+            .contains("Via: 1.1 svidgate\r\n")
+    );
     for _ in 0..3 {
         proxy.reload(&tcp).unwrap();
         eventually("it passes bytes", || {
@@ -417,7 +393,7 @@ fn many_reloads_leave_no_descriptor_behind(on: On) {
     for round in 0..20 {
         proxy.reload(&text(round)).unwrap();
         gone.push(proxy.address(&format!("other{round}")));
-        assert_eq!(ask(&mut proxy.connect("web")), "one");
+        assert_eq!(ask(&mut proxy.connect("web")).1, "one");
     }
     let last = gone.pop().unwrap();
     assert!(TcpStream::connect(last).is_ok());
@@ -522,7 +498,7 @@ fn new_limits_count_for_the_next_request(on: On) {
     let keys = "address = \"127.0.0.1:0\"\nhttp.maxHeaderBytes = 256";
     let proxy = Running::start(on, &plain(&[("web", keys)], &backend));
     let mut client = proxy.connect("web");
-    assert_eq!(ask(&mut client), "one");
+    assert_eq!(ask(&mut client).1, "one");
     let long = format!(
         "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
         "x".repeat(500)
@@ -530,7 +506,7 @@ fn new_limits_count_for_the_next_request(on: On) {
     // It waits for a request while its limits change.
     proxy.reload(&plain(&[WEB], &backend)).unwrap();
     client.write_all(long.as_bytes()).unwrap();
-    assert_eq!(answer(&mut client), "one");
+    assert_eq!(answer(&mut client).1, "one");
     proxy.reload(&plain(&[("web", keys)], &backend)).unwrap();
     client.write_all(long.as_bytes()).unwrap();
     let head = read_head(&mut client).unwrap();

@@ -13,7 +13,7 @@ use crate::support::agent::{Answer, Response};
 use crate::support::backend::{Backend, Wire, echo_bytes, echo_heads, read_head, server_config};
 use crate::support::eventually;
 use crate::support::pki::{Authority, leaf};
-use crate::support::proxy::{On, Running, read_to_end};
+use crate::support::proxy::{On, Running, ask, echoes, read_to_end};
 use crate::world::{OWN_ID, World, issued, svid, trusting};
 
 crate::on_both!(
@@ -45,26 +45,6 @@ fn foreign(world: &World, ca: &Authority, id: &str, script: fn(&mut dyn Wire)) -
 
 fn with_spiffe(text: &str, keys: &str) -> String {
     text.replace("[spiffe]\n", &format!("[spiffe]\n{keys}\n"))
-}
-
-/// A request on a connection that stays open, and its answer's head.
-fn ask(client: &mut TcpStream) -> String {
-    client
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .unwrap();
-    let head = read_head(client).unwrap();
-    let length = head.split("Content-Length: ").nth(1).unwrap();
-    let length = length.split("\r\n").next().unwrap().parse().unwrap();
-    client.read_exact(&mut vec![0; length]).unwrap();
-    head
-}
-
-#[track_caller]
-fn echoes(tunnel: &mut TcpStream, text: &[u8]) {
-    tunnel.write_all(text).unwrap();
-    let mut answer = vec![0; text.len()];
-    tunnel.read_exact(&mut answer).unwrap();
-    assert_eq!(answer, text);
 }
 
 /// Reads what is left of a connection that is to be reset.
@@ -107,7 +87,7 @@ fn rotations_under_load_fail_no_request_and_close_nothing(on: On) {
             let (done, sent) = (Arc::clone(&done), Arc::clone(&sent));
             std::thread::spawn(move || {
                 while !done.load(Ordering::SeqCst) {
-                    let head = ask(&mut client);
+                    let head = ask(&mut client).0;
                     assert!(head.starts_with(OK), "{head}");
                     sent.fetch_add(1, Ordering::SeqCst);
                 }
@@ -482,7 +462,7 @@ fn a_tunnel_outlives_its_certificates_and_an_idle_connection_does_not(on: On) {
             world.agent.answer(short(&world, 5));
         }
         echoes(&mut tunnel, b"alive");
-        let head = ask(&mut client);
+        let head = ask(&mut client).0;
         assert!(head.starts_with(OK), "{head}");
         std::thread::sleep(Duration::from_millis(100));
     }

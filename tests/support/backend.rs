@@ -177,3 +177,18 @@ pub fn echo_bytes(wire: &mut dyn Wire) {
     }
     wire.finish();
 }
+
+/// A backend that answers with its name.
+pub fn named(name: &'static str) -> Backend {
+    Backend::plain(move |wire| {
+        while read_head(wire).is_some() {
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+                name.len()
+            );
+            if wire.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    })
+}

@@ -11,6 +11,7 @@ use futures_lite::FutureExt;
 use svidgate::runtime::async_io::AsyncIo;
 use svidgate::{Config, Error, Handle, Overrides, Proxy, ReloadError, Urgency};
 
+use super::backend::read_head;
 use super::{DEADLINE, eventually};
 
 /// Which runtime the connections run on.
@@ -178,6 +179,33 @@ pub fn read_to_end(stream: &mut TcpStream) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A request on a connection that stays open, and its answer: head and body.
+pub fn ask(client: &mut TcpStream) -> (String, String) {
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    answer(client)
+}
+
+/// The head and the body of an answer with a `Content-Length`.
+pub fn answer(client: &mut TcpStream) -> (String, String) {
+    let head = read_head(client).unwrap();
+    let length = head.split("Content-Length: ").nth(1).unwrap();
+    let length = length.split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+/// What goes into a tunnel comes back.
+#[track_caller]
+pub fn echoes(tunnel: &mut TcpStream, text: &[u8]) {
+    tunnel.write_all(text).unwrap();
+    let mut answer = vec![0; text.len()];
+    tunnel.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, text);
 }
 
 /// Generates each test twice, once per runtime.

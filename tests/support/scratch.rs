@@ -30,6 +30,12 @@ impl Scratch {
         std::fs::write(&path, content).unwrap();
         path
     }
+
+    /// As editors and deployers do: written beside it, renamed over it.
+    pub fn replace(&self, name: &str, content: &str) {
+        let beside = self.file("beside", content);
+        std::fs::rename(beside, self.0.join(name)).unwrap();
+    }
 }
 
 impl Drop for Scratch {
