@@ -20,9 +20,10 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt
 use log::warn;
 
 use crate::config::AdminAddress;
-use crate::http::h1::head::{Head, Limits, Scanner};
-use crate::http::h1::request::{self, Method, Parsed};
+use crate::http::h1::parse::{self, Parsed, Scanner};
 use crate::http::h1::write::HeadWriter;
+use crate::http::message::head::{Head, Limits};
+use crate::http::message::request::Method;
 use crate::http::reply::{Reply, date, reason};
 use crate::state::State;
 
@@ -133,7 +134,7 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) 
         let mut head = Head::default();
         let mut out = Vec::new();
         loop {
-            match request::parse(&buf, &mut scanner, &HEAD, &mut head) {
+            match parse::request(&buf, &mut scanner, &HEAD, &mut head) {
                 Ok(Parsed::Done(request, _)) => {
                     let path = request.path(&head);
                     write_answer(&mut out, path, request.kind, state);

@@ -24,7 +24,7 @@ use log::LevelFilter;
 use spiffe::transport::Endpoint;
 use toml::de::DeTable;
 
-use crate::http::h1::head;
+use crate::http::message::head;
 use crate::net::Address;
 use crate::net::IpRange;
 use crate::rule::Rule;
@@ -123,6 +123,15 @@ pub struct HttpEntry {
     pub write_timeout: Option<Duration>,
     /// Between two requests. `None`: no limit.
     pub idle_timeout: Option<Duration>,
+    /// Bytes a second that a client has to send of a body, or take of one,
+    /// while it is waited for. 0: as few as it likes.
+    pub rate_min: u64,
+    /// Requests on one connection. `None`: no limit.
+    pub keep_alive_max_requests: Option<u64>,
+    /// How long a connection may go on taking requests. `None`: no limit.
+    pub keep_alive_max_time: Option<Duration>,
+    /// Requests under way at once on an HTTP/2 connection.
+    pub streams_max: u32,
     /// Whose forwarding headers are believed.
     pub trusted: Trusted,
 }
@@ -178,13 +187,34 @@ pub struct HttpService {
 pub struct HttpServer {
     /// Where it is.
     pub address: Address,
-    /// `https`.
-    pub tls: bool,
+    /// How it is spoken to.
+    pub scheme: Scheme,
     /// Host and port as in its url: the `Host` that it gets without
     /// `passHostHeader`.
     pub authority: String,
     /// Its share of the requests. 0: none.
     pub weight: u32,
+}
+
+/// How an HTTP server is spoken to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Scheme {
+    /// In plaintext, HTTP/1.1.
+    Http,
+    /// Through TLS, in the version that it prefers.
+    Https,
+    /// In plaintext, HTTP/2.
+    H2c,
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::H2c => "h2c",
+        })
+    }
 }
 
 /// Servers that are as good as each other.

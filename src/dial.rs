@@ -140,6 +140,14 @@ pub enum Channel<S> {
 }
 
 impl<S: Stream> Channel<S> {
+    /// What was agreed upon (ALPN).
+    pub(crate) fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
     /// The socket beneath.
     pub(crate) fn inner(&self) -> &S {
         match self {
@@ -204,8 +212,9 @@ pub struct Dialer<R> {
     runtime: R,
     trust: Trust,
     recorder: Rc<Recorder>,
-    /// By transport name; each is of one policy and one generation.
-    clients: RefCell<HashMap<String, Prepared>>,
+    /// By transport name and what is offered; each is of one policy and one
+    /// generation.
+    clients: RefCell<HashMap<String, Vec<Prepared>>>,
 }
 
 /// A TLS configuration, and what it was made of.
@@ -213,8 +222,12 @@ pub struct Dialer<R> {
 struct Prepared {
     transport: Arc<Transport>,
     generation: u64,
+    offer: Offer,
     client: tls::Client,
 }
+
+/// Protocols offered over TLS (ALPN), the preferred one first.
+type Offer = &'static [&'static [u8]];
 
 impl<R: Runtime> Dialer<R> {
     pub(crate) fn new(runtime: R, trust: Trust, recorder: Rc<Recorder>) -> Self {
@@ -235,7 +248,8 @@ impl<R: Runtime> Dialer<R> {
         &self.runtime
     }
 
-    /// Opens a connection; with TLS as the transport says, or without.
+    /// Opens a connection; with TLS as the transport says, offering these
+    /// protocols, or without TLS.
     ///
     /// # Errors
     /// See [`DialError`]. No byte has been sent to a peer that is refused but
@@ -244,7 +258,7 @@ impl<R: Runtime> Dialer<R> {
         &self,
         transport: &Arc<Transport>,
         address: &Address,
-        tls: bool,
+        tls: Option<Offer>,
     ) -> Result<Upstream<R::Stream>, DialError> {
         let dialed = self.try_dial(transport, address, tls).await;
         let outcome = match &dialed {
@@ -260,11 +274,11 @@ impl<R: Runtime> Dialer<R> {
         &self,
         transport: &Arc<Transport>,
         address: &Address,
-        tls: bool,
+        tls: Option<Offer>,
     ) -> Result<Upstream<R::Stream>, DialError> {
         // Before any packet: without an identity the peer never sees us.
-        if tls {
-            self.client(transport)?;
+        if let Some(offer) = tls {
+            self.client(transport, offer)?;
         }
         let connecting = self.connect(address);
         let socket = within(&self.runtime, transport.dial_timeout, connecting)
@@ -275,15 +289,15 @@ impl<R: Runtime> Dialer<R> {
                 ))
             })?;
         set_options(&socket, transport.keep_alive).map_err(DialError::Connect)?;
-        if !tls {
+        let Some(offer) = tls else {
             return Ok(Upstream {
                 channel: Channel::Plain(socket),
                 admission: None,
             });
-        }
+        };
         // Connecting may have taken long: the handshake is made with what is
         // true now.
-        let client = self.client(transport)?;
+        let client = self.client(transport, offer)?;
         self.handshake(transport, address, client, socket).await
     }
 
@@ -359,7 +373,7 @@ impl<R: Runtime> Dialer<R> {
     }
 
     /// The TLS configuration of a transport under the current snapshot.
-    fn client(&self, transport: &Arc<Transport>) -> Result<tls::Client, DialError> {
+    fn client(&self, transport: &Arc<Transport>, offer: Offer) -> Result<tls::Client, DialError> {
         let now = unix_now();
         let snapshot = if transport.is_spiffe() {
             let Some(snapshot) = self.trust.identity().current() else {
@@ -376,13 +390,12 @@ impl<R: Runtime> Dialer<R> {
         };
         let generation = snapshot.as_ref().map_or(0, |s| s.generation());
         let mut clients = self.clients.borrow_mut();
-        if let Some(known) = clients.get(&transport.name)
-            && known.generation == generation
-            && known.transport == *transport
-        {
+        let known = clients.entry(transport.name.clone()).or_default();
+        known.retain(|it| it.generation == generation && it.transport == *transport);
+        if let Some(known) = known.iter().find(|it| it.offer == offer) {
             return Ok(known.client.clone());
         }
-        let made = tls::client(transport, snapshot.as_ref(), now);
+        let made = tls::client(transport, snapshot.as_ref(), now, offer);
         let client = made.map_err(|error| match error {
             tls::ConfigError::NoIdentity => DialError::NoIdentity(String::new()),
             tls::ConfigError::IdentityExpired => DialError::IdentityExpired,
@@ -391,9 +404,10 @@ impl<R: Runtime> Dialer<R> {
         let made = Prepared {
             transport: Arc::clone(transport),
             generation,
+            offer,
             client: client.clone(),
         };
-        clients.insert(transport.name.clone(), made);
+        known.push(made);
         Ok(client)
     }
 }

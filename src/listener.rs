@@ -104,7 +104,7 @@ impl Bound {
 pub(crate) struct Counts {
     accepted: Counter,
     open: Gauge,
-    panics: Counter,
+    pub(crate) panics: Counter,
 }
 
 impl Counts {

@@ -252,7 +252,7 @@ fn describe(config: &Config) -> String {
                         .servers
                         .iter()
                         .map(|server| {
-                            let scheme = if server.tls { "https" } else { "http" };
+                            let scheme = server.scheme;
                             format!("{scheme}://{}", server.address)
                         })
                         .collect();

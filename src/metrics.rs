@@ -70,8 +70,10 @@ families! {
         "Connections closed because a certificate of their handshake has expired.";
     POOL_IDLE = "svidgate_pool_idle_connections" ["transport", "server"]
         "Idle connections to servers.";
+    POOL_SHARED = "svidgate_pool_shared_connections" ["transport", "server"]
+        "Connections to servers that requests share (HTTP/2).";
     POOL_REUSED = "svidgate_pool_reused_total" ["transport", "server"]
-        "Requests that were given an idle connection.";
+        "Requests that were given a connection that was there.";
 }
 
 /// Upper bounds of a histogram's buckets, in seconds. The last is infinite.

@@ -8,8 +8,8 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use crate::http::h1::head::is_token;
-use crate::http::h1::request::check_path;
+use crate::http::message::head::is_token;
+use crate::http::message::request::check_path;
 use crate::net::IpRange;
 
 /// How deep parentheses and negations may nest.

@@ -137,7 +137,9 @@ impl<R: Runtime> Tcp<R> {
             let index = plan.balancer.borrow_mut().next(&tried)?;
             let server = service.servers.get(index)?;
             let transport = &service.transport.base;
-            let dialed = self.dialer.dial(transport, &server.address, server.tls);
+            let dialed = self
+                .dialer
+                .dial(transport, &server.address, server.tls.then_some(&[]));
             match dialed.await {
                 Ok(upstream) => {
                     if let Some(admission) = &upstream.admission {

@@ -85,7 +85,8 @@ pub enum ConfigError {
     Unusable(String),
 }
 
-/// Makes the configuration of `transport` under `snapshot`.
+/// Makes the configuration of `transport` under `snapshot`. `alpn`: the
+/// protocols to offer; none: no offer.
 ///
 /// Session resumption is off: a resumed session skips the verifier, and a
 /// peer whose trust was taken away would come back.
@@ -96,6 +97,7 @@ pub fn client(
     transport: &Transport,
     snapshot: Option<&Arc<Snapshot>>,
     now: i64,
+    alpn: &[&[u8]],
 ) -> Result<Client, ConfigError> {
     let unusable = |error: &dyn std::fmt::Display| ConfigError::Unusable(error.to_string());
     let provider = Arc::new(provider());
@@ -134,7 +136,7 @@ pub fn client(
         }
     };
     config.resumption = Resumption::disabled();
-    config.alpn_protocols = transport.alpn.iter().map(|it| it.to_vec()).collect();
+    config.alpn_protocols = alpn.iter().map(|it| it.to_vec()).collect();
     Ok(Client {
         config: Arc::new(config),
         svid_verifier,

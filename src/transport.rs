@@ -128,8 +128,6 @@ pub struct Transport {
     pub server_name: Option<ServerName<'static>>,
     /// The versions to offer.
     pub versions: TlsVersions,
-    /// The protocols to offer over TLS (ALPN). Empty: no offer.
-    pub alpn: &'static [&'static [u8]],
     /// From the first packet to a TCP connection. `None`: no limit.
     pub dial_timeout: Option<Duration>,
     /// From a TCP connection to a TLS connection.
@@ -160,12 +158,22 @@ impl Transport {
 pub struct HttpTransport {
     /// Connecting and TLS.
     pub base: Arc<Transport>,
+    /// Whether HTTP/2 is offered over TLS.
+    pub http2: bool,
     /// Idle connections kept per worker and server address.
     pub max_idle_per_host: usize,
     /// From the request's last byte to the response's head. `None`: no limit.
     pub response_header_timeout: Option<Duration>,
     /// How long an idle connection is kept. `None`: as long as it lasts.
     pub idle_conn_timeout: Option<Duration>,
+    /// How long a response body or an upgraded connection may be silent.
+    /// `None`: no limit.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Silence after which an HTTP/2 connection is asked for a sign of life.
+    /// `None`: it is not.
+    pub read_idle_timeout: Option<Duration>,
+    /// How long that may take.
+    pub ping_timeout: Duration,
 }
 
 /// Policy for TCP upstreams.

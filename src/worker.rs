@@ -329,11 +329,12 @@ impl<R: Runtime> Worker<R> {
         });
         self.set_terms(&terms, entry);
         let name = entry.name.as_str();
+        let counts = Counts::new(&self.recorder, name);
         let serves = match &entry.serves {
             Serves::Http(config) => {
                 let plan = self.http_plan(name, config, services);
                 let (pool, server) = (Rc::clone(&self.pool), Rc::clone(&self.server));
-                let http = Rc::new(Http::new(name, plan, pool, server));
+                let http = Rc::new(Http::new(name, plan, pool, server, counts.panics.clone()));
                 let served = Rc::clone(&http);
                 self.start(name, &terms, listener, move |stream, peer, running| {
                     let http = Rc::clone(&served);

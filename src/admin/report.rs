@@ -236,7 +236,7 @@ fn entry_points(config: &Config) -> Value {
                         "service": service.name,
                         "transport": service.transport.base.name,
                         "servers": service.servers.iter().map(|server| {
-                            let scheme = if server.tls { "https" } else { "http" };
+                            let scheme = server.scheme;
                             json!({
                                 "url": format!("{scheme}://{}", server.address),
                                 "weight": server.weight,

@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::raw;
 use super::reader::{Reader, listen_address, no_such};
 use super::{EntryPoint, HttpEntry, HttpService, Route, Serves, TcpService, Trusted};
-use crate::http::h1::head;
+use crate::http::message::head;
 use crate::net::IpRange;
 use crate::rule::{Layer, Rule};
 
@@ -18,6 +18,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 const GRACE: Duration = Duration::from_secs(10);
+/// Far below what any client manages that is alive.
+const BODY_RATE_MIN: usize = 100;
+const STREAMS_MAX: usize = 250;
 const CONNECTIONS_MAX: usize = 16_384;
 
 impl Reader<'_, '_> {
@@ -218,8 +221,34 @@ impl Reader<'_, '_> {
             0,
             0..=usize::MAX / 2,
         );
+        let rate_min = self.count(
+            &key("http.minBodyRate"),
+            &raw.http.min_body_rate,
+            BODY_RATE_MIN,
+            0..=1 << 30,
+        );
+        let requests_max = self.count(
+            &key("transport.keepAliveMaxRequests"),
+            &raw.transport.keep_alive_max_requests,
+            0,
+            0..=usize::MAX / 2,
+        );
+        let streams_max = self.count(
+            &key("http2.maxConcurrentStreams"),
+            &raw.http2.max_concurrent_streams,
+            STREAMS_MAX,
+            1..=65_536,
+        );
         HttpEntry {
             routes: Vec::new(),
+            rate_min: u64::try_from(rate_min).unwrap_or(u64::MAX),
+            keep_alive_max_requests: u64::try_from(requests_max).ok().filter(|max| *max > 0),
+            keep_alive_max_time: self.limit(
+                &key("transport.keepAliveMaxTime"),
+                &raw.transport.keep_alive_max_time,
+                None,
+            ),
+            streams_max: u32::try_from(streams_max).unwrap_or(u32::MAX),
             head: head::Limits {
                 line_max: self.count(
                     &key("http.maxRequestLineBytes"),

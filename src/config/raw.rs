@@ -174,6 +174,7 @@ pub(super) struct EntryPoint {
     pub(super) transport: EntryTransport,
     pub(super) forwarded_headers: ForwardedHeaders,
     pub(super) http: EntryHttp,
+    pub(super) http2: EntryHttp2,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -182,6 +183,8 @@ pub(super) struct EntryTransport {
     pub(super) life_cycle: LifeCycle,
     pub(super) responding_timeouts: RespondingTimeouts,
     pub(super) max_connections: Option<Field<i64>>,
+    pub(super) keep_alive_max_time: Option<Field<Signed>>,
+    pub(super) keep_alive_max_requests: Option<Field<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -216,6 +219,13 @@ pub(super) struct EntryHttp {
     pub(super) max_header_fields: Option<Field<i64>>,
     pub(super) max_request_line_bytes: Option<Field<i64>>,
     pub(super) max_request_body_bytes: Option<Field<i64>>,
+    pub(super) min_body_rate: Option<Field<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct EntryHttp2 {
+    pub(super) max_concurrent_streams: Option<Field<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -243,6 +253,9 @@ pub(super) struct ForwardingTimeouts {
     pub(super) dial_timeout: Option<Field<Signed>>,
     pub(super) response_header_timeout: Option<Field<Signed>>,
     pub(super) idle_conn_timeout: Option<Field<Signed>>,
+    pub(super) stream_idle_timeout: Option<Field<Signed>>,
+    pub(super) read_idle_timeout: Option<Field<Signed>>,
+    pub(super) ping_timeout: Option<Field<Signed>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

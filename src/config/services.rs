@@ -10,8 +10,8 @@ use toml::Spanned;
 use super::raw::{self, Field};
 use super::reader::{Reader, no_such};
 use super::transports::DEFAULT;
-use super::{HttpServer, HttpService, TcpServer, TcpService};
-use crate::http::h1::request::is_authority;
+use super::{HttpServer, HttpService, Scheme, TcpServer, TcpService};
+use crate::http::message::request::is_authority;
 use crate::net::{Address, Host};
 use crate::transport::{Authentication, HttpTransport, TcpTransport, Transport};
 
@@ -53,23 +53,24 @@ impl Reader<'_, '_> {
                 }
                 let mut server = self.parsed(&key, &raw.url, |url| http_server(url))?;
                 server.weight = weight;
+                let is_plain = server.scheme != Scheme::Https;
                 if let Some(transport) = &transport
-                    && !server.tls
+                    && is_plain
                 {
                     let span = raw.url.as_ref().map(|field| field.span.clone());
                     self.warn_of_plaintext(&key, span, &transport.base);
                 }
                 if let Some(transport) = &transport
                     && transport.base.is_spiffe()
-                    && !server.tls
+                    && is_plain
                 {
                     let span = raw.url.as_ref().map(|field| field.span.clone());
                     self.problems.error(
                         &key,
                         span,
                         format!(
-                            "{} asks for SPIFFE, and http:// would send in plaintext; write https://",
-                            transport.base.name
+                            "{} asks for SPIFFE, and {}:// would send in plaintext; write https://",
+                            transport.base.name, server.scheme
                         ),
                     );
                 }
@@ -273,15 +274,11 @@ fn http_server(url: &str) -> Result<HttpServer, String> {
     let (scheme, rest) = url
         .split_once("://")
         .ok_or_else(|| format!("\"{url}\" is not a URL; write \"https://host:port\""))?;
-    let tls = match scheme.to_ascii_lowercase().as_str() {
-        "https" => true,
-        "http" => false,
-        "h2c" => {
-            return Err(
-                "h2c is documented and not built yet; write http:// or https://".to_owned(),
-            );
-        }
-        _ => return Err(format!("the scheme \"{scheme}\" is not http or https")),
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "https" => Scheme::Https,
+        "http" => Scheme::Http,
+        "h2c" => Scheme::H2c,
+        _ => return Err(format!("the scheme \"{scheme}\" is not https, http or h2c")),
     };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
@@ -301,11 +298,14 @@ fn http_server(url: &str) -> Result<HttpServer, String> {
     let with_port = if has_port {
         authority.to_owned()
     } else {
-        format!("{authority}:{}", if tls { 443 } else { 80 })
+        format!(
+            "{authority}:{}",
+            if scheme == Scheme::Https { 443 } else { 80 }
+        )
     };
     Ok(HttpServer {
         address: server_address(&with_port)?,
-        tls,
+        scheme,
         authority: authority.to_owned(),
         weight: 1,
     })

@@ -25,6 +25,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const HTTP_KEEP_ALIVE: Duration = Duration::from_secs(30);
 const IDLE_CONN_TIMEOUT: Duration = Duration::from_secs(90);
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_PER_HOST: usize = 200;
 const DIAL_KEEP_ALIVE: Duration = Duration::from_secs(15);
 const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -107,14 +109,11 @@ impl Reader<'_, '_> {
         };
         let authentication = self.authentication(tls_at, &tls);
         self.warn_of_override(at, root.spiffe.is_some(), &authentication);
-        if let Some(false) = self.value(&key("disableHTTP2"), &raw.disable_http2) {
-            let span = raw.disable_http2.as_ref().map(|field| field.span.clone());
-            self.problems.error(
-                key("disableHTTP2"),
-                span,
-                "HTTP/2 to backends is documented and not built yet; write true, or leave it out",
-            );
-        }
+        let disable_http2 = self.value(
+            &key("disableHTTP2"),
+            first(&raw.disable_http2, &root.disable_http2),
+        );
+        let http2 = !disable_http2.copied().unwrap_or(false);
         let timeouts = &raw.forwarding_timeouts;
         let inherited = &root.forwarding_timeouts;
         let pick = |own: &'static str| key(&format!("forwardingTimeouts.{own}"));
@@ -136,6 +135,24 @@ impl Reader<'_, '_> {
             first(&timeouts.idle_conn_timeout, &inherited.idle_conn_timeout),
             Some(IDLE_CONN_TIMEOUT),
         );
+        let stream_idle_timeout = self.limit(
+            &pick("streamIdleTimeout"),
+            first(
+                &timeouts.stream_idle_timeout,
+                &inherited.stream_idle_timeout,
+            ),
+            Some(STREAM_IDLE_TIMEOUT),
+        );
+        let read_idle_timeout = self.limit(
+            &pick("readIdleTimeout"),
+            first(&timeouts.read_idle_timeout, &inherited.read_idle_timeout),
+            None,
+        );
+        let ping_timeout = self.limit(
+            &pick("pingTimeout"),
+            first(&timeouts.ping_timeout, &inherited.ping_timeout),
+            Some(PING_TIMEOUT),
+        );
         let max_idle = self.count(
             &key("maxIdleConnsPerHost"),
             first(&raw.max_idle_conns_per_host, &root.max_idle_conns_per_host),
@@ -152,7 +169,6 @@ impl Reader<'_, '_> {
                     first(&raw.min_version, &root.min_version),
                     first(&raw.max_version, &root.max_version),
                 ),
-                alpn: &[b"http/1.1"],
                 dial_timeout,
                 handshake_timeout: HANDSHAKE_TIMEOUT,
                 keep_alive: Some(HTTP_KEEP_ALIVE),
@@ -162,8 +178,13 @@ impl Reader<'_, '_> {
             } else {
                 max_idle
             },
+            http2,
             response_header_timeout,
             idle_conn_timeout,
+            stream_idle_timeout,
+            read_idle_timeout,
+            // 0 is the default, as in Traefik.
+            ping_timeout: ping_timeout.unwrap_or(PING_TIMEOUT),
         }
     }
 
@@ -228,7 +249,6 @@ impl Reader<'_, '_> {
                     first(&raw.tls.server_name, &root.tls.server_name),
                 ),
                 versions: TlsVersions::Both,
-                alpn: &[],
                 dial_timeout: self.limit(
                     &key("dialTimeout"),
                     first(&raw.dial_timeout, &root.dial_timeout),

@@ -1,43 +1,138 @@
 //! One request and its response, over two connections, both ways at once.
 //!
-//! Two futures of one task share the two connections: one carries the request
-//! up ([`send`]), the other the response down ([`receive`]). So an early
-//! answer is delivered at once, a backend may stream while the client still
-//! does, and a client that goes away ends the exchange.
+//! Two futures of one task share the two sides: one carries the request up
+//! ([`send`]), the other the response down ([`receive`]). So an early answer is
+//! delivered at once, a backend may stream while the client still does, and a
+//! client that goes away ends the exchange.
+//!
+//! Neither knows a version: what they need of a side are the traits here,
+//! which [`h1`](super::h1::sides) and [`h2`](super::h2::sides) have.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncRead, AsyncWrite};
-
-use super::fields::write_response;
-use super::h1::body::{Decoder, Encoder};
-use super::h1::head::{Head, Limits, Name, Scanner};
-use super::h1::request::{Method, Request};
-use super::h1::response::{self, Response, switches_to_what_was_asked};
-use super::h1::{Framing, Refusal};
+use super::message::head::{Head, Name};
+use super::message::request::{Method, Request};
+use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::Reply;
-use super::wire::{Conn, READ_BYTES, ReadBuf, Stop, fill, write_all};
+use super::wire::{Pace, Stop, Timers, more, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
 /// Content gathered before it is written.
-const GATHER_BYTES: usize = 32 << 10;
+pub(crate) const GATHER_BYTES: usize = 32 << 10;
 /// Rounds of reading and writing before other connections get a turn: a fast
 /// pair of peers never makes either wait.
 const ROUNDS_PER_TURN: u32 = 16;
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 32;
-/// Heads of responses; they may carry many cookies.
-const RESPONSE_HEAD: Limits = Limits {
-    line_max: 8 << 10,
-    bytes_max: 64 << 10,
-    fields_max: 200,
-};
+
+/// Where the content of a message comes from.
+pub(crate) trait Source {
+    /// Moves content that is here into `sink`, until that is full. Returns how
+    /// much.
+    ///
+    /// # Errors
+    /// What is wrong with its framing.
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str>;
+
+    /// Whether it has ended by its own framing.
+    fn is_done(&self) -> bool;
+
+    /// Whether there is something that the next pull may move.
+    fn has_more(&self) -> bool;
+
+    /// Waits for more, so many bytes of it. `None`: the sender has ended.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>>;
+
+    /// Whether the sender's end ends the content, rather than cuts it.
+    fn ends_at_close(&self) -> bool {
+        false
+    }
+
+    /// What came behind the content, once it is done.
+    fn trailers(&self) -> Option<&Head>;
+}
+
+/// Where content goes.
+pub(crate) trait Sink {
+    /// Whether what was put into it should be sent first.
+    fn is_full(&self) -> bool;
+
+    /// Takes content.
+    fn put(&mut self, data: &[u8]);
+
+    /// The content has ended.
+    fn finish(&mut self, trailers: Option<&Head>);
+
+    /// Sends some of what it holds. 0: there is no more, and nothing is held
+    /// back.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+}
+
+/// A client's request, behind its head.
+pub(crate) trait Asking: Source {
+    /// What becomes of the client once its request is whole. Not asked again
+    /// after it has said so.
+    fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Watched>;
+}
+
+/// What a client that waits for its answer may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Watched {
+    /// It takes no answer any more.
+    Gone,
+    /// It will send nothing more.
+    Ended,
+}
+
+/// The way to a client.
+pub(crate) trait Answered: Sink {
+    /// Puts an interim response, or the one that ends HTTP on its connection.
+    fn inform(&mut self, head: &Head, response: &Response);
+
+    /// Puts the head of the final response. `may_live`: nothing but the
+    /// messages themselves is against another request on this connection.
+    /// Returns whether there can be one.
+    fn begin(
+        &mut self,
+        head: &Head,
+        response: &Response,
+        request: &Request,
+        may_live: bool,
+    ) -> bool;
+}
+
+/// An upstream's response.
+pub(crate) trait Answering: Source {
+    /// The next head; after a final one, its content follows.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut Head,
+        to: Method,
+    ) -> Poll<Result<Response, NoHead>>;
+
+    /// Whether it has sent anything that was not taken.
+    fn has_spoken(&self) -> bool;
+}
+
+/// Why an upstream gave no head.
+#[derive(Debug)]
+pub(crate) enum NoHead {
+    /// It cannot be taken.
+    Malformed(&'static str),
+    /// It has ended.
+    Ended,
+    /// Its connection failed.
+    Failed(io::Error),
+    /// It says that it has not begun with the request, and will not.
+    NotBegun(String),
+}
 
 /// What an exchange is bound by.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +143,13 @@ pub(crate) struct Terms {
     pub(crate) write_timeout: Option<Duration>,
     /// From the request's end to the response's head.
     pub(crate) response_header_timeout: Option<Duration>,
+    /// Between two reads of the response's body.
+    pub(crate) stream_idle_timeout: Option<Duration>,
     /// Of the request's body.
     pub(crate) body_max: Option<u64>,
+    /// Bytes a second that the client has to send or take while it is waited
+    /// for. 0: as few as it likes.
+    pub(crate) rate_min: u64,
     /// How long a client that has closed its half may wait for an upstream
     /// that says nothing: most such clients have gone.
     pub(crate) half_closed_timeout: Option<Duration>,
@@ -70,15 +170,80 @@ pub(crate) enum Outcome {
     /// No byte of a response has come: it can be tried anew if the request
     /// may be repeated and the connection had been idle.
     Stale(String),
+    /// The upstream has not begun with the request, by its own word: it can be
+    /// tried anew if what was sent of it is still here.
+    NotBegun(String),
     /// The upstream failed before its response began.
     UpstreamFailed { reply: Reply, why: String },
     /// The request turned out bad before a response began.
     RequestFailed { reply: Reply, why: &'static str },
-    /// A response had begun, and could not be finished: the client connection
-    /// must be cut, so that what it got does not look whole.
+    /// A response had begun, and could not be finished: the client must not
+    /// take what it got for the whole.
     Cut(String),
     /// The client went away.
     ClientGone,
+}
+
+/// What was sent of a request's content, for another try. It holds so much
+/// and no more.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    bytes: Vec<u8>,
+    max: usize,
+    is_whole: bool,
+}
+
+impl Kept {
+    /// For an exchange with an upstream that may refuse to begin: `max` bytes.
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            max,
+            is_whole: true,
+        }
+    }
+
+    /// Whether another try would be the same request.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    fn push(&mut self, data: &[u8]) {
+        if !self.is_whole {
+            return;
+        }
+        if self.bytes.len() + data.len() <= self.max {
+            self.bytes.extend_from_slice(data);
+        } else {
+            self.is_whole = false;
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// A sink of which what goes in is kept.
+struct Keeping<'k, S> {
+    sink: &'k mut S,
+    kept: &'k mut Kept,
+}
+
+impl<S: Sink> Sink for Keeping<'_, S> {
+    fn is_full(&self) -> bool {
+        self.sink.is_full()
+    }
+
+    fn put(&mut self, data: &[u8]) {
+        self.kept.push(data);
+        self.sink.put(data);
+    }
+
+    fn finish(&mut self, trailers: Option<&Head>) {
+        self.sink.finish(trailers);
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.sink.poll_send(cx)
+    }
 }
 
 /// What the two directions tell each other.
@@ -88,51 +253,62 @@ struct Flow {
     sent_at: Cell<Option<Instant>>,
     /// A byte of a final response went to the client.
     begun: Cell<bool>,
+    /// The upstream has said that it wants the content.
+    continued: Cell<bool>,
     /// Grows with each piece that came down.
     pieces: Cell<u64>,
 }
 
-/// Runs an exchange. `up.out` holds the request's head, ready to be sent.
-pub(crate) async fn run<R: Runtime, D, U>(
+/// What is asked, and on what terms.
+#[derive(Clone, Copy)]
+pub(crate) struct Question<'a> {
+    pub(crate) head: &'a Head,
+    pub(crate) request: &'a Request,
+    pub(crate) terms: Terms,
+    /// Whether the client connection must end with this exchange.
+    pub(crate) is_stopping: &'a dyn Fn() -> bool,
+    /// Of an upstream that is a SPIFFE peer and this exchange's alone.
+    pub(crate) admission: Option<&'a Admission>,
+}
+
+/// One side of an exchange: what comes from it, what goes to it, and a
+/// deadline for each.
+pub(crate) struct Side<'s, I, O, T> {
+    pub(crate) incoming: I,
+    pub(crate) outgoing: O,
+    pub(crate) timers: &'s mut Timers<T>,
+}
+
+/// Runs an exchange. The upstream's side holds the request's head, ready to be
+/// sent or sent already.
+pub(crate) async fn run<R, B, A, V, U>(
     runtime: &R,
-    down: &mut Conn<D, R::Timer>,
-    up: &mut Conn<U, R::Timer>,
+    mut down: Side<'_, B, A, R::Timer>,
+    mut up: Side<'_, V, U, R::Timer>,
     question: Question<'_>,
+    kept: &mut Kept,
     response_head: &mut Head,
 ) -> Outcome
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    R: Runtime,
+    B: Asking,
+    A: Answered,
+    V: Answering,
+    U: Sink,
 {
     let flow = Flow::default();
     let mut sending = pin!(send(
         runtime,
-        Incoming {
-            stream: &down.stream,
-            inbuf: &mut down.inbuf,
-            timer: &mut down.read_timer,
-        },
-        Outgoing {
-            stream: &up.stream,
-            out: &mut up.out,
-            timer: &mut up.write_timer,
-        },
-        question.request.framing,
-        question.terms,
+        (&mut down.incoming, &mut down.timers.read),
+        (&mut up.outgoing, &mut up.timers.write),
+        question,
+        kept,
         &flow,
     ));
     let mut receiving = pin!(receive(
         runtime,
-        Incoming {
-            stream: &up.stream,
-            inbuf: &mut up.inbuf,
-            timer: &mut up.read_timer,
-        },
-        Outgoing {
-            stream: &down.stream,
-            out: &mut down.out,
-            timer: &mut down.write_timer,
-        },
+        (&mut up.incoming, &mut up.timers.read),
+        (&mut down.outgoing, &mut down.timers.write),
         question,
         response_head,
         &flow,
@@ -173,88 +349,51 @@ fn untrusted(admission: &Admission, loss: &Loss, begun: bool) -> Outcome {
     }
 }
 
-struct Incoming<'c, S, T> {
-    stream: &'c RefCell<S>,
-    inbuf: &'c mut ReadBuf,
-    timer: &'c mut T,
-}
-
-struct Outgoing<'c, S, T> {
-    stream: &'c RefCell<S>,
-    out: &'c mut Vec<u8>,
-    timer: &'c mut T,
-}
-
-impl<S: AsyncWrite + Unpin, T> Outgoing<'_, S, T> {
-    async fn write<R: Runtime<Timer = T>>(
-        &mut self,
-        runtime: &R,
-        limit: Option<Duration>,
-    ) -> Result<(), Stop> {
-        write_all(runtime, self.stream, self.out, self.timer, limit).await
-    }
-}
-
-/// What is asked, and on what terms.
-#[derive(Clone, Copy)]
-pub(crate) struct Question<'a> {
-    pub(crate) head: &'a Head,
-    pub(crate) request: &'a Request,
-    pub(crate) terms: Terms,
-    /// Whether the client connection must end with this exchange.
-    pub(crate) is_stopping: &'a dyn Fn() -> bool,
-    /// Of the upstream, if it is a SPIFFE peer.
-    pub(crate) admission: Option<&'a Admission>,
-}
-
 /// Carries the request up, then watches the client. It returns only when the
 /// client or its request fails.
-async fn send<R: Runtime, D, U>(
+async fn send<R: Runtime>(
     runtime: &R,
-    down: Incoming<'_, D, R::Timer>,
-    mut up: Outgoing<'_, U, R::Timer>,
-    framing: Framing,
-    terms: Terms,
+    (body, read_timer): (&mut impl Asking, &mut R::Timer),
+    (up, write_timer): (&mut impl Sink, &mut R::Timer),
+    Question {
+        head,
+        request,
+        terms,
+        ..
+    }: Question<'_>,
+    kept: &mut Kept,
     flow: &Flow,
-) -> Outcome
-where
-    D: AsyncRead + Unpin,
-    U: AsyncWrite + Unpin,
-{
-    let mut decoder = Decoder::new(framing);
-    let encoder = match framing {
-        Framing::Chunked => Encoder::Chunked,
-        _ => Encoder::Raw,
-    };
+) -> Outcome {
     let failed = |status, why| Outcome::RequestFailed {
         reply: Reply::request_error(status),
         why,
     };
-    let mut total: u64 = 0;
+    // What an earlier try has taken from the client.
+    up.put(&kept.bytes);
+    let mut total = u64::try_from(kept.bytes.len()).unwrap_or(0);
+    // A call that streams may be silent for as long as it likes.
+    let is_call = head
+        .values(Name::ContentType)
+        .any(|it| it.starts_with(b"application/grpc"));
+    let mut pace = Pace::new(if is_call { 0 } else { terms.rate_min });
+    let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {
         take_turns(&mut rounds).await;
-        while !decoder.is_done() && up.out.len() < GATHER_BYTES {
-            let progress = match decoder.advance(down.inbuf.data()) {
-                Ok(progress) => progress,
-                Err(why) => return failed(400, why),
-            };
-            down.inbuf.consume(progress.framing);
-            let data = down.inbuf.data().get(..progress.data).unwrap_or_default();
-            encoder.encode(data, up.out);
-            down.inbuf.consume(progress.data);
-            total = total.saturating_add(u64::try_from(progress.data).unwrap_or(u64::MAX));
-            if terms.body_max.is_some_and(|max| total > max) {
-                return failed(413, "the body is larger than maxRequestBodyBytes");
-            }
-            if progress.framing == 0 && progress.data == 0 {
-                break;
-            }
+        let mut keeping = Keeping { sink: up, kept };
+        match body.pull(&mut keeping) {
+            Ok(moved) => total = total.saturating_add(moved),
+            Err(why) => return failed(400, why),
         }
-        if decoder.is_done() {
-            encoder.finish(up.out);
+        if terms.body_max.is_some_and(|max| total > max) {
+            return failed(413, "the body is larger than maxRequestBodyBytes");
         }
-        match up.write(runtime, terms.write_timeout).await {
+        let is_done = body.is_done();
+        if is_done {
+            up.finish(body.trailers());
+        }
+        let sent = send_all(runtime, up, write_timer, terms.write_timeout, &mut no_pace);
+        match sent.await {
             Ok(()) => {}
             // It may have answered before it closed; the other direction sees.
             Err(Stop::Io(_)) => break,
@@ -268,94 +407,90 @@ where
                 };
             }
         }
-        if decoder.is_done() {
+        if is_done {
             flow.sent_at.set(Some(runtime.now()));
             break;
         }
-        if !down.inbuf.is_empty() {
+        if body.has_more() {
             continue;
         }
-        let deadline = terms
-            .read_timeout
-            .and_then(|limit| runtime.now().checked_add(limit));
-        match fill(down.stream, down.inbuf, READ_BYTES, down.timer, deadline).await {
-            Ok(0) => return Outcome::ClientGone,
-            Ok(_) => {}
-            Err(Stop::Timeout) => return failed(408, "the body did not come in time"),
-            Err(Stop::Io(_)) => return Outcome::ClientGone,
+        // It is not the client that is slow, while it waits to be told to go on.
+        let holds_back = request.expects_continue && total == 0 && !flow.continued.get();
+        let pace = if holds_back { &mut no_pace } else { &mut pace };
+        match more(runtime, body, read_timer, terms.read_timeout, pace).await {
+            Ok(true) => {}
+            Ok(false) | Err(Stop::Io(_)) => return Outcome::ClientGone,
+            Err(Stop::Timeout) => {
+                return failed(
+                    408,
+                    "the body did not come in time (readTimeout, minBodyRate)",
+                );
+            }
         }
     }
-    // What comes now is the next request: it waits, in the buffer as far as
-    // there is room. An end is no reason to stop (RFC 9112, section 9.6), a
-    // reset is (9.5).
-    let mut watching = true;
+    // An end is no reason to stop (RFC 9112, section 9.6), a reset is (9.5).
     let mut pieces_at_end = None;
     poll_fn(|cx| {
-        while watching {
-            if down.inbuf.len() >= READ_BYTES {
-                watching = false;
-                break;
-            }
-            match down.inbuf.poll_fill(cx, down.stream, READ_BYTES) {
-                Poll::Ready(Ok(0)) => {
-                    watching = false;
-                    pieces_at_end = Some(u64::MAX);
-                }
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Outcome::ClientGone),
-                Poll::Pending => break,
+        if pieces_at_end.is_none() {
+            match body.poll_watch(cx) {
+                Poll::Ready(Watched::Gone) => return Poll::Ready(Outcome::ClientGone),
+                Poll::Ready(Watched::Ended) => pieces_at_end = Some(u64::MAX),
+                Poll::Pending => return Poll::Pending,
             }
         }
         // A socket that has ended tells nothing more, not even of a reset: so
         // the wait is bounded, as long as nothing comes down.
-        if let Some(before) = pieces_at_end {
-            if before != flow.pieces.get() {
-                pieces_at_end = Some(flow.pieces.get());
-                let limit = terms.half_closed_timeout;
-                let deadline = limit.and_then(|limit| runtime.now().checked_add(limit));
-                down.timer.set(deadline);
-            }
-            return down.timer.poll(cx).map(|()| Outcome::ClientGone);
+        if pieces_at_end != Some(flow.pieces.get()) {
+            pieces_at_end = Some(flow.pieces.get());
+            let limit = terms.half_closed_timeout;
+            let deadline = limit.and_then(|limit| runtime.now().checked_add(limit));
+            read_timer.set(deadline);
         }
-        Poll::Pending
+        read_timer.poll(cx).map(|()| Outcome::ClientGone)
     })
     .await
 }
 
 /// Brings the response down.
-async fn receive<R: Runtime, D, U>(
+async fn receive<R: Runtime>(
     runtime: &R,
-    mut up: Incoming<'_, U, R::Timer>,
-    mut down: Outgoing<'_, D, R::Timer>,
+    (up, read_timer): (&mut impl Answering, &mut R::Timer),
+    (down, write_timer): (&mut impl Answered, &mut R::Timer),
     asked: Question<'_>,
     head: &mut Head,
     flow: &Flow,
-) -> Outcome
-where
-    D: AsyncWrite + Unpin,
-    U: AsyncRead + Unpin,
-{
+) -> Outcome {
     let Question { request, terms, .. } = asked;
+    let mut pace = Pace::new(terms.rate_min);
     let mut interim = 0;
     let response = loop {
-        let response = match next_head(&mut up, request.kind, &terms, head, flow, interim > 0).await
-        {
+        let response = next_head(
+            (up, read_timer),
+            request.kind,
+            &terms,
+            head,
+            flow,
+            interim > 0,
+        );
+        let response = match response.await {
             Ok(response) => response,
             Err(outcome) => return outcome,
         };
         if !response.is_interim() {
             break response;
         }
+        flow.continued.set(true);
         interim += 1;
         if interim > INTERIM_MAX {
             return protocol_error("too many interim responses");
         }
         // RFC 9110, section 15.2: all are forwarded, but not to 1.0 clients.
-        if !request.is_1_0 {
-            write_response(down.out, head, &response, Framing::Empty, false, false);
+        if request.takes_interim() {
+            down.inform(head, &response);
             // While it is half written, nothing else may be.
             flow.begun.set(true);
-            if let Err(stop) = down.write(runtime, terms.write_timeout).await {
+            let sent = send_all(runtime, down, write_timer, terms.write_timeout, &mut pace);
+            if let Err(stop) = sent.await {
                 return client_write_failed(stop);
             }
             flow.begun.set(false);
@@ -368,122 +503,89 @@ where
         if !request.wants_upgrade || !switches_to_what_was_asked(asked.head, head) {
             return protocol_error("101 to a request that did not ask for that protocol");
         }
-        write_response(down.out, head, &response, Framing::Empty, false, false);
+        down.inform(head, &response);
         flow.begun.set(true);
-        return match down.write(runtime, terms.write_timeout).await {
+        let sent = send_all(runtime, down, write_timer, terms.write_timeout, &mut pace);
+        return match sent.await {
             Ok(()) => Outcome::Upgraded,
             Err(stop) => client_write_failed(stop),
         };
     }
-    let (framing, encoder) = match response.framing {
-        Framing::Chunked | Framing::UntilClose if request.is_1_0 => {
-            (Framing::UntilClose, Encoder::Raw)
-        }
-        Framing::Chunked | Framing::UntilClose => (Framing::Chunked, Encoder::Chunked),
-        other => (other, Encoder::Raw),
-    };
-    let is_bodiless_with_length = (request.kind == Method::Head || response.status == 304)
-        && response.status != 204
-        && head.values(Name::ContentLength).next().is_some();
     // A request that is still under way when its answer comes cannot be told
     // apart from the next one if we stop reading it.
-    let client_lives = request.keeps_alive()
-        && framing != Framing::UntilClose
-        && flow.sent_at.get().is_some()
-        && !(asked.is_stopping)();
-    write_response(
-        down.out,
-        head,
-        &response,
-        framing,
-        is_bodiless_with_length,
-        !client_lives,
+    let may_live = flow.sent_at.get().is_some() && !(asked.is_stopping)();
+    let client_lives = down.begin(head, &response, request, may_live);
+    let delivered = body(
+        runtime,
+        (up, read_timer),
+        (down, write_timer),
+        &terms,
+        &mut pace,
+        flow,
     );
-    let whole = match body(
-        runtime, &mut up, &mut down, &response, encoder, &terms, flow,
-    )
-    .await
-    {
-        Ok(()) => true,
-        Err(outcome) => return outcome,
-    };
+    if let Err(outcome) = delivered.await {
+        return outcome;
+    }
     Outcome::Done {
         status: response.status,
-        client_lives: client_lives && whole,
-        upstream_lives: response.keeps_alive()
-            && flow.sent_at.get().is_some()
-            && up.inbuf.is_empty(),
+        client_lives,
+        upstream_lives: response.keeps_alive() && flow.sent_at.get().is_some() && !up.has_spoken(),
     }
 }
 
-/// Reads until there is a response head.
-async fn next_head<U: AsyncRead + Unpin, T: Timer>(
-    up: &mut Incoming<'_, U, T>,
+/// Waits until there is a response head.
+async fn next_head<T: Timer>(
+    (up, timer): (&mut impl Answering, &mut T),
     to: Method,
     terms: &Terms,
     head: &mut Head,
     flow: &Flow,
-    has_spoken: bool,
+    has_answered: bool,
 ) -> Result<Response, Outcome> {
-    let mut scanner = Scanner::default();
-    loop {
-        match response::parse(up.inbuf.data(), &mut scanner, &RESPONSE_HEAD, head, to) {
-            Ok(Some((response, len))) => {
-                up.inbuf.consume(len);
-                return Ok(response);
-            }
-            Ok(None) => {}
-            Err(Refusal { why, .. }) => return Err(protocol_error(why)),
+    let result = poll_fn(|cx| match up.poll_head(cx, head, to) {
+        Poll::Ready(result) => Poll::Ready(Ok(result)),
+        Poll::Pending => {
+            // The time runs from the request's last byte on.
+            let limit = terms.response_header_timeout;
+            let deadline = limit
+                .zip(flow.sent_at.get())
+                .and_then(|(limit, sent_at)| sent_at.checked_add(limit));
+            timer.set(deadline);
+            timer.poll(cx).map(Err)
         }
-        let filled = poll_fn(|cx| {
-            match up
-                .inbuf
-                .poll_fill(cx, up.stream, RESPONSE_HEAD.bytes_max + READ_BYTES)
-            {
-                Poll::Ready(result) => Poll::Ready(result.map_err(Stop::Io)),
-                Poll::Pending => {
-                    // The time runs from the request's last byte on.
-                    let limit = terms.response_header_timeout;
-                    let deadline = limit
-                        .zip(flow.sent_at.get())
-                        .and_then(|(limit, sent_at)| sent_at.checked_add(limit));
-                    up.timer.set(deadline);
-                    up.timer.poll(cx).map(|()| Err(Stop::Timeout))
-                }
-            }
-        })
-        .await;
-        up.timer.set(None);
-        let nothing_yet = up.inbuf.is_empty() && !has_spoken;
-        match filled {
-            Ok(0) if nothing_yet => {
-                return Err(Outcome::Stale("closed without a response".to_owned()));
-            }
-            Ok(0) => {
-                return Err(upstream_failed(
-                    "http_response_incomplete",
-                    "closed within the response head",
-                ));
-            }
-            Ok(_) => {}
-            Err(Stop::Timeout) => {
-                let limit = terms.response_header_timeout.unwrap_or_default();
-                return Err(Outcome::UpstreamFailed {
-                    reply: Reply {
-                        status: 504,
-                        error: "http_response_timeout",
-                    },
-                    why: format!("no response head within {limit:?} (responseHeaderTimeout)"),
-                });
-            }
-            Err(Stop::Io(error)) if nothing_yet && !is_tls_alert(&error) => {
-                return Err(Outcome::Stale(error.to_string()));
-            }
-            Err(Stop::Io(error)) => {
-                return Err(upstream_failed(tls_error_type(&error), &error.to_string()));
+    })
+    .await;
+    timer.set(None);
+    let nothing_yet = !up.has_spoken() && !has_answered;
+    Err(match result {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(NoHead::Malformed(why))) => protocol_error(why),
+        Ok(Err(NoHead::NotBegun(why))) if nothing_yet => Outcome::NotBegun(why),
+        Ok(Err(NoHead::NotBegun(why))) => protocol_error(&why),
+        Ok(Err(NoHead::Ended)) if nothing_yet => {
+            Outcome::Stale("closed without a response".to_owned())
+        }
+        Ok(Err(NoHead::Ended)) => upstream_failed(
+            "http_response_incomplete",
+            "closed within the response head",
+        ),
+        Ok(Err(NoHead::Failed(error))) if nothing_yet && !is_tls_alert(&error) => {
+            Outcome::Stale(error.to_string())
+        }
+        Ok(Err(NoHead::Failed(error))) => {
+            upstream_failed(tls_error_type(&error), &error.to_string())
+        }
+        Err(()) => {
+            let limit = terms.response_header_timeout.unwrap_or_default();
+            Outcome::UpstreamFailed {
+                reply: Reply {
+                    status: 504,
+                    error: "http_response_timeout",
+                },
+                why: format!("no response head within {limit:?} (responseHeaderTimeout)"),
             }
         }
-    }
+    })
 }
 
 /// An alert is an answer, although not one of HTTP: the peer refuses us.
@@ -491,77 +593,53 @@ fn is_tls_alert(error: &io::Error) -> bool {
     tls_error_type(error) != "connection_terminated"
 }
 
-/// Carries the body down, the head already waiting in `down.out`.
-async fn body<R: Runtime, D, U>(
+/// Carries the body down, behind the head that waits in `down`.
+async fn body<R: Runtime>(
     runtime: &R,
-    up: &mut Incoming<'_, U, R::Timer>,
-    down: &mut Outgoing<'_, D, R::Timer>,
-    response: &Response,
-    encoder: Encoder,
+    (up, read_timer): (&mut impl Source, &mut R::Timer),
+    (down, write_timer): (&mut impl Sink, &mut R::Timer),
     terms: &Terms,
+    pace: &mut Pace,
     flow: &Flow,
-) -> Result<(), Outcome>
-where
-    D: AsyncWrite + Unpin,
-    U: AsyncRead + Unpin,
-{
-    let mut decoder = Decoder::new(response.framing);
+) -> Result<(), Outcome> {
+    let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {
         take_turns(&mut rounds).await;
         flow.pieces.set(flow.pieces.get().wrapping_add(1));
-        while !decoder.is_done() && down.out.len() < GATHER_BYTES {
-            let progress = match decoder.advance(up.inbuf.data()) {
-                Ok(progress) => progress,
-                Err(why) if flow.begun.get() => return Err(Outcome::Cut(why.to_owned())),
-                Err(why) => return Err(protocol_error(why)),
-            };
-            up.inbuf.consume(progress.framing);
-            let data = up.inbuf.data().get(..progress.data).unwrap_or_default();
-            encoder.encode(data, down.out);
-            up.inbuf.consume(progress.data);
-            if progress.framing == 0 && progress.data == 0 {
-                break;
-            }
+        match up.pull(down) {
+            Ok(_) => {}
+            Err(why) if flow.begun.get() => return Err(Outcome::Cut(why.to_owned())),
+            Err(why) => return Err(protocol_error(why)),
         }
-        if decoder.is_done() {
-            encoder.finish(down.out);
+        let is_done = up.is_done();
+        if is_done {
+            down.finish(up.trailers());
         }
         flow.begun.set(true);
-        if let Err(stop) = down.write(runtime, terms.write_timeout).await {
-            return Err(client_write_failed(stop));
-        }
-        if decoder.is_done() {
+        let sent = send_all(runtime, down, write_timer, terms.write_timeout, pace);
+        sent.await.map_err(client_write_failed)?;
+        if is_done {
             return Ok(());
         }
-        if !up.inbuf.is_empty() {
+        if up.has_more() {
             continue;
         }
-        match fill(up.stream, up.inbuf, READ_BYTES, up.timer, None).await {
-            Ok(0) if decoder.ends_at_close() => {
-                encoder.finish(down.out);
-                return match down.write(runtime, terms.write_timeout).await {
-                    Ok(()) => Ok(()),
-                    Err(stop) => Err(client_write_failed(stop)),
-                };
+        let limit = terms.stream_idle_timeout;
+        let cut = match more(runtime, up, read_timer, limit, &mut no_pace).await {
+            Ok(true) => continue,
+            Ok(false) if up.ends_at_close() => {
+                down.finish(None);
+                let sent = send_all(runtime, down, write_timer, terms.write_timeout, pace);
+                return sent.await.map_err(client_write_failed);
             }
-            Ok(0) => {
-                return Err(Outcome::Cut(
-                    "the upstream closed within the body".to_owned(),
-                ));
-            }
-            Ok(_) => {}
-            Err(Stop::Io(error)) => {
-                return Err(Outcome::Cut(format!(
-                    "the upstream failed within the body: {error}"
-                )));
-            }
+            Ok(false) => "the upstream closed within the body".to_owned(),
+            Err(Stop::Io(error)) => format!("the upstream failed within the body: {error}"),
             Err(Stop::Timeout) => {
-                return Err(Outcome::Cut(
-                    "the upstream fell silent within the body".to_owned(),
-                ));
+                "the upstream fell silent within the body (streamIdleTimeout)".to_owned()
             }
-        }
+        };
+        return Err(Outcome::Cut(cut));
     }
 }
 
@@ -576,7 +654,9 @@ async fn take_turns(rounds: &mut u32) {
 
 fn client_write_failed(stop: Stop) -> Outcome {
     match stop {
-        Stop::Timeout => Outcome::Cut("the client did not read in time (writeTimeout)".to_owned()),
+        Stop::Timeout => {
+            Outcome::Cut("the client did not read in time (writeTimeout, minBodyRate)".to_owned())
+        }
         Stop::Io(_) => Outcome::ClientGone,
     }
 }

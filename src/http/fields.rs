@@ -6,14 +6,47 @@
 
 use std::net::IpAddr;
 
-use super::h1::Framing;
-use super::h1::head::{Head, Name, list, nominates};
-use super::h1::request::Request;
-use super::h1::response::Response;
 use super::h1::write::{HeadWriter, Lines};
+use super::message::head::{Field, Head, Name, list, nominates};
+use super::message::request::{Method, Request};
+use super::message::response::Response;
+use super::message::{Framing, Version};
+use super::reply::Clock;
 
 /// The pseudonym in `Via` and `Proxy-Status`.
 pub(crate) const PSEUDONYM: &str = "svidgate";
+/// Times that a request may have come through a svidgate. More is a loop.
+pub(crate) const HOPS_MAX: usize = 16;
+
+/// A head that is being written, of whatever version.
+pub(crate) trait Fields {
+    /// Copies a field of a parsed head.
+    fn copy(&mut self, head: &Head, field: &Field);
+    /// Writes a field of our own.
+    fn field(&mut self, name: &'static str, value: &[u8]);
+    /// Writes a field with a number.
+    fn number(&mut self, name: &'static str, value: u64);
+    /// Writes fields that were made before.
+    fn lines(&mut self, lines: &Lines);
+}
+
+impl Fields for HeadWriter<'_> {
+    fn copy(&mut self, head: &Head, field: &Field) {
+        Self::copy(self, head, field);
+    }
+
+    fn field(&mut self, name: &'static str, value: &[u8]) {
+        Self::field(self, name, value);
+    }
+
+    fn number(&mut self, name: &'static str, value: u64) {
+        Self::number(self, name, value);
+    }
+
+    fn lines(&mut self, lines: &Lines) {
+        Self::lines(self, lines);
+    }
+}
 
 /// What is the same for all requests of a client connection.
 #[derive(Debug)]
@@ -48,8 +81,8 @@ impl Client {
     }
 }
 
-/// Writes the head of a request for an upstream. `host` is what it gets as
-/// `Host`.
+/// Writes the head of a request for an HTTP/1.1 upstream. `host` is what it
+/// gets as `Host`.
 pub(crate) fn write_request(
     out: &mut Vec<u8>,
     head: &Head,
@@ -59,9 +92,37 @@ pub(crate) fn write_request(
 ) {
     let mut writer = HeadWriter::request(out, request.method(head), request.target(head));
     writer.field("Host", host);
+    write_request_fields(&mut writer, head, request, client);
+    if request.framing == Framing::Delimited {
+        writer.field("Transfer-Encoding", b"chunked");
+    }
+    if request.wants_upgrade {
+        write_upgrade(&mut writer, head);
+    } else if request.takes_trailers {
+        writer.field("TE", b"trailers");
+        writer.field("Connection", b"TE");
+    }
+    writer.end();
+}
+
+/// Writes all fields of a request but those in which versions differ: `Host`,
+/// `TE`, `Connection`, and the framing of a body without a length.
+pub(crate) fn write_request_fields(
+    writer: &mut impl Fields,
+    head: &Head,
+    request: &Request,
+    client: &Client,
+) {
     for field in head.fields() {
         let copied = match field.known {
-            Name::Other => !(request.connection.nominates && nominates(head, head.name(field))),
+            Name::Other | Name::ContentType | Name::Date | Name::Cookie => {
+                !(request.connection.nominates && nominates(head, head.name(field)))
+            }
+            // It tells what trailers will come, and they come if the body can
+            // carry them.
+            Name::Trailer => request.framing == Framing::Delimited,
+            Name::Via => true,
+            Name::MaxForwards => !request.is_options(head),
             Name::Expect => request.expects_continue,
             Name::ForwardedHost
             | Name::ForwardedPort
@@ -72,11 +133,11 @@ pub(crate) fn write_request(
             | Name::ContentLength
             | Name::Host
             | Name::Te
-            | Name::Trailer
             | Name::TransferEncoding
             | Name::Upgrade
             | Name::HopByHop
             | Name::Lookalike
+            | Name::Forwarded
             | Name::ForwardedFor
             | Name::ForwardedServer => false,
         };
@@ -84,34 +145,51 @@ pub(crate) fn write_request(
             writer.copy(head, field);
         }
     }
-    match request.framing {
-        Framing::Length(length) => writer.number("Content-Length", length),
-        Framing::Chunked => writer.field("Transfer-Encoding", b"chunked"),
-        Framing::Empty | Framing::UntilClose => {}
+    if let Framing::Length(length) = request.framing {
+        writer.number("Content-Length", length);
     }
-    let via: &[u8] = if request.is_1_0 {
-        b"1.0 svidgate"
-    } else {
-        b"1.1 svidgate"
+    if request.is_options(head)
+        && let Some(left) = head.values(Name::MaxForwards).next().and_then(number)
+    {
+        writer.number("Max-Forwards", left.saturating_sub(1));
+    }
+    let via: &[u8] = match request.version {
+        Version::Http10 => b"1.0 svidgate",
+        Version::Http11 => b"1.1 svidgate",
+        Version::Http2 => b"2.0 svidgate",
     };
     writer.field("Via", via);
-    write_forwarded(&mut writer, head, request, client);
-    if request.wants_upgrade {
-        write_upgrade(&mut writer, head);
-    }
-    writer.end();
+    write_forwarded(writer, head, request, client);
 }
 
-fn write_forwarded(writer: &mut HeadWriter<'_>, head: &Head, request: &Request, client: &Client) {
+/// Whether a request has come through svidgates so often that it runs in a
+/// circle (RFC 9110, section 7.6.3).
+pub(crate) fn is_loop(head: &Head) -> bool {
+    let hops = head.values(Name::Via).flat_map(list).filter(|hop| {
+        let mut words = hop.split(|byte| byte.is_ascii_whitespace());
+        words.nth(1) == Some(PSEUDONYM.as_bytes())
+    });
+    hops.count() >= HOPS_MAX
+}
+
+/// What `Max-Forwards` leaves to an OPTIONS request. `Some(0)`: it is for us
+/// to answer (RFC 9110, section 7.6.2).
+pub(crate) fn forwards_left(head: &Head, request: &Request) -> Option<u64> {
+    if !request.is_options(head) {
+        return None;
+    }
+    head.values(Name::MaxForwards).next().and_then(number)
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+fn write_forwarded(writer: &mut impl Fields, head: &Head, request: &Request, client: &Client) {
     let authority = request.authority(head);
     let has = |name: Name| client.trusted && head.values(name).next().is_some();
     if client.trusted {
-        let mut addresses: Vec<u8> = Vec::new();
-        for value in head.values(Name::ForwardedFor) {
-            addresses.extend_from_slice(value);
-            addresses.extend_from_slice(b", ");
-        }
-        addresses.extend_from_slice(client.ip_text.as_bytes());
+        let addresses = joined(head, Name::ForwardedFor, client.ip_text.as_bytes());
         writer.field("X-Forwarded-For", &addresses);
         if !has(Name::ForwardedProto) {
             writer.field("X-Forwarded-Proto", b"http");
@@ -119,6 +197,11 @@ fn write_forwarded(writer: &mut HeadWriter<'_>, head: &Head, request: &Request, 
         writer.field("X-Forwarded-Server", client.server.as_bytes());
         if !has(Name::RealIp) {
             writer.field("X-Real-Ip", client.ip_text.as_bytes());
+        }
+        // Where it is used, it must not end one hop too early.
+        if has(Name::Forwarded) {
+            let element = forwarded_element(client.ip, authority);
+            writer.field("Forwarded", &joined(head, Name::Forwarded, &element));
         }
     } else {
         writer.lines(&client.lines);
@@ -129,6 +212,33 @@ fn write_forwarded(writer: &mut HeadWriter<'_>, head: &Head, request: &Request, 
     if !has(Name::ForwardedPort) {
         writer.field("X-Forwarded-Port", port_of(authority).unwrap_or(b"80"));
     }
+}
+
+/// The list that all lines of a name are, and one more member.
+fn joined(head: &Head, name: Name, last: &[u8]) -> Vec<u8> {
+    let mut all: Vec<u8> = Vec::new();
+    for value in head.values(name) {
+        all.extend_from_slice(value);
+        all.extend_from_slice(b", ");
+    }
+    all.extend_from_slice(last);
+    all
+}
+
+/// Our hop, as RFC 7239 writes it: IPv6 in brackets and quotes (section 6),
+/// and a host with a port in quotes.
+fn forwarded_element(ip: IpAddr, host: &[u8]) -> Vec<u8> {
+    let node = match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("\"[{ip}]\""),
+    };
+    let mut element = format!("for={node};proto=http").into_bytes();
+    if !host.is_empty() {
+        element.extend_from_slice(b";host=\"");
+        element.extend_from_slice(host);
+        element.push(b'"');
+    }
+    element
 }
 
 /// The port of a checked authority.
@@ -147,40 +257,46 @@ fn write_upgrade(writer: &mut HeadWriter<'_>, head: &Head) {
     }
 }
 
-/// Writes the head of a response for the client. `framing` is how the body
-/// will leave, and `closes` whether we close after it.
+/// How a response leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Leaving {
+    /// How its body is framed.
+    pub(crate) framing: Framing,
+    /// `HEAD` and 304 tell the length of what they do not have.
+    pub(crate) keeps_length: bool,
+    /// Whether there may be trailers.
+    pub(crate) with_trailers: bool,
+}
+
+impl Leaving {
+    /// As it came; a version that cannot do so has its own `framing`.
+    pub(crate) fn of(head: &Head, response: &Response, request: &Request) -> Self {
+        let is_bodiless = request.kind == Method::Head || response.status == 304;
+        Self {
+            framing: response.framing,
+            keeps_length: is_bodiless
+                && response.status != 204
+                && head.values(Name::ContentLength).next().is_some(),
+            with_trailers: response.framing == Framing::Delimited
+                && (request.takes_trailers || request.version == Version::Http2),
+        }
+    }
+}
+
+/// Writes the head of a response for an HTTP/1 client. `closes`: whether we
+/// close after it. The date is added where the upstream gave none.
 pub(crate) fn write_response(
     out: &mut Vec<u8>,
     head: &Head,
     response: &Response,
-    framing: Framing,
-    is_bodiless_with_length: bool,
+    leaving: Leaving,
     closes: bool,
+    clock: &Clock,
 ) {
     let mut writer = HeadWriter::response(out, response.status, response.reason(head));
-    for field in head.fields() {
-        let copied = match field.known {
-            Name::Connection
-            | Name::TransferEncoding
-            | Name::Te
-            | Name::Trailer
-            | Name::Upgrade
-            | Name::HopByHop
-            | Name::Lookalike => false,
-            // Of HEAD and 304 it says what a GET would get.
-            Name::ContentLength => is_bodiless_with_length,
-            _ => !(response.connection.nominates && nominates(head, head.name(field))),
-        };
-        if copied {
-            writer.copy(head, field);
-        }
-    }
-    match framing {
-        Framing::Length(length) if !is_bodiless_with_length => {
-            writer.number("Content-Length", length);
-        }
-        Framing::Chunked => writer.field("Transfer-Encoding", b"chunked"),
-        _ => {}
+    write_response_fields(&mut writer, head, response, leaving, clock);
+    if leaving.framing == Framing::Delimited {
+        writer.field("Transfer-Encoding", b"chunked");
     }
     if response.status == 101 {
         write_upgrade(&mut writer, head);
@@ -194,4 +310,45 @@ pub(crate) fn write_response(
         }
     }
     writer.end();
+}
+
+/// Writes all fields of a response but those in which versions differ.
+pub(crate) fn write_response_fields(
+    writer: &mut impl Fields,
+    head: &Head,
+    response: &Response,
+    leaving: Leaving,
+    clock: &Clock,
+) {
+    let mut has_date = response.status < 200;
+    for field in head.fields() {
+        let copied = match field.known {
+            Name::Connection
+            | Name::TransferEncoding
+            | Name::Te
+            | Name::Upgrade
+            | Name::HopByHop
+            | Name::Lookalike => false,
+            // Of HEAD and 304 it says what a GET would get.
+            Name::ContentLength => leaving.keeps_length,
+            Name::Trailer => leaving.with_trailers,
+            Name::Date => {
+                has_date = true;
+                true
+            }
+            _ => !(response.connection.nominates && nominates(head, head.name(field))),
+        };
+        if copied {
+            writer.copy(head, field);
+        }
+    }
+    // RFC 9110, section 6.6.1: who has a clock and forwards, adds it.
+    if !has_date {
+        clock.with(|date| writer.field("Date", date.as_bytes()));
+    }
+    if let Framing::Length(length) = leaving.framing
+        && !leaving.keeps_length
+    {
+        writer.number("Content-Length", length);
+    }
 }

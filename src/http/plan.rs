@@ -107,7 +107,7 @@ impl<R: Runtime> Service<R> {
             slots: of
                 .servers
                 .iter()
-                .map(|server| pool.slot(&of.transport, &server.address, server.tls))
+                .map(|server| pool.slot(&of.transport, &server.address, server.scheme))
                 .collect(),
             of: Arc::clone(of),
         }

@@ -1,8 +1,9 @@
 //! Responses of our own.
 
+use std::cell::RefCell;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::fields::PSEUDONYM;
+use super::fields::{Fields, PSEUDONYM};
 use super::h1::write::HeadWriter;
 use crate::tls::unix_now;
 
@@ -10,11 +11,17 @@ use crate::tls::unix_now;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// The error type of RFC 9209, for `Proxy-Status`.
+    /// The error type of RFC 9209, for `Proxy-Status`. Empty: it is no error.
     pub(crate) error: &'static str,
 }
 
 impl Reply {
+    /// To an OPTIONS request that is not to go further.
+    pub(crate) const OPTIONS: Self = Self {
+        status: 200,
+        error: "",
+    };
+
     /// To a request that is at fault itself.
     pub(crate) const fn request_error(status: u16) -> Self {
         Self {
@@ -23,29 +30,55 @@ impl Reply {
         }
     }
 
-    /// Appends it. The body says no more than the status; to HEAD there is
-    /// none. Nothing of the request is reflected.
+    /// Appends it, for an HTTP/1 client. The body says no more than the status;
+    /// to HEAD there is none. Nothing of the request is reflected.
     pub(crate) fn write(self, out: &mut Vec<u8>, to_head: bool, closes: bool) {
-        let reason = reason(self.status);
-        let body = format!("{} {reason}\n", self.status);
-        let mut writer = HeadWriter::response(out, self.status, reason.as_bytes());
-        writer.field("Date", date().as_bytes());
-        writer.field("Content-Type", b"text/plain; charset=utf-8");
-        writer.number("Content-Length", u64::try_from(body.len()).unwrap_or(0));
-        writer.field(
-            "Proxy-Status",
-            format!("{PSEUDONYM}; error={}", self.error).as_bytes(),
-        );
-        if self.status == 405 {
-            writer.field("Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
-        }
+        let mut writer = HeadWriter::response(out, self.status, reason(self.status).as_bytes());
+        self.write_fields(&mut writer);
         if closes {
             writer.field("Connection", b"close");
         }
         writer.end();
         if !to_head {
-            out.extend_from_slice(body.as_bytes());
+            out.extend_from_slice(self.body().as_bytes());
         }
+    }
+
+    /// What it says, in whatever version.
+    pub(crate) fn body(self) -> String {
+        if self.status < 300 {
+            return String::new();
+        }
+        format!("{} {}\n", self.status, reason(self.status))
+    }
+
+    pub(crate) fn write_fields(self, writer: &mut impl Fields) {
+        writer.field("Date", date().as_bytes());
+        writer.field("Content-Type", b"text/plain; charset=utf-8");
+        let length = self.body().len();
+        writer.number("Content-Length", u64::try_from(length).unwrap_or(0));
+        if !self.error.is_empty() {
+            let status = format!("{PSEUDONYM}; error={}", self.error);
+            writer.field("Proxy-Status", status.as_bytes());
+        }
+        if matches!(self.status, 200 | 405) {
+            writer.field("Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
+        }
+    }
+}
+
+/// The time as `Date` has it, made once a second.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(RefCell<(i64, String)>);
+
+impl Clock {
+    pub(crate) fn with<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
+        let now = unix_now();
+        let mut made = self.0.borrow_mut();
+        if made.0 != now || made.1.is_empty() {
+            *made = (now, date());
+        }
+        use_it(&made.1)
     }
 }
 
@@ -72,6 +105,7 @@ pub(crate) fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
         _ => "",
     }
 }

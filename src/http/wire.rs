@@ -12,12 +12,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncRead, AsyncWrite};
+use futures_lite::AsyncRead;
 
+use super::exchange::{Sink, Source};
 use crate::runtime::{Runtime, Timer};
 
 /// The size of a read. Larger heads make a buffer grow, up to their limit.
 pub(crate) const READ_BYTES: usize = 16 << 10;
+/// How long a client may take before its pace counts.
+const PACE_GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes received and not yet consumed.
 #[derive(Debug, Default)]
@@ -93,58 +96,95 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Reads once, at the latest until `deadline`.
-pub(crate) async fn fill<S: AsyncRead + Unpin, T: Timer>(
-    stream: &RefCell<S>,
-    buf: &mut ReadBuf,
-    max: usize,
-    timer: &mut T,
-    deadline: Option<Instant>,
-) -> Result<usize, Stop> {
-    timer.set(deadline);
-    let result = poll_fn(|cx| match buf.poll_fill(cx, stream, max) {
+/// How slow the other side may be: so many bytes for each second that it is
+/// waited for, after a grace. What it is early with counts later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Bytes a second. 0: as slow as it likes.
+    rate: u64,
+    bytes: u64,
+    waited: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(rate: u64) -> Self {
+        Self {
+            rate,
+            bytes: 0,
+            waited: Duration::ZERO,
+        }
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(u64::try_from(bytes).unwrap_or(0));
+    }
+
+    /// How long it may be waited for now. `None`: as long as one likes.
+    fn left(&self) -> Option<Duration> {
+        let earned = self.bytes.checked_div(self.rate)?;
+        let allowed = Duration::from_secs(earned).saturating_add(PACE_GRACE);
+        Some(allowed.saturating_sub(self.waited))
+    }
+
+    /// The earlier of its end and `limit`'s.
+    fn deadline(&self, now: Instant, limit: Option<Duration>) -> Option<Instant> {
+        let limit = match (limit, self.left()) {
+            (Some(limit), Some(left)) => Some(limit.min(left)),
+            (limit, left) => limit.or(left),
+        };
+        limit.and_then(|limit| now.checked_add(limit))
+    }
+}
+
+/// Waits for more content. `limit` is the longest silence. `Ok(false)`: there
+/// is none, and the sender has ended.
+pub(crate) async fn more<R: Runtime>(
+    runtime: &R,
+    source: &mut impl Source,
+    timer: &mut R::Timer,
+    limit: Option<Duration>,
+    pace: &mut Pace,
+) -> Result<bool, Stop> {
+    let began = runtime.now();
+    timer.set(pace.deadline(began, limit));
+    let result = poll_fn(|cx| match source.poll_more(cx) {
         Poll::Ready(result) => Poll::Ready(result.map_err(Stop::Io)),
         Poll::Pending => timer.poll(cx).map(|()| Err(Stop::Timeout)),
     })
     .await;
     timer.set(None);
-    result
+    pace.waited += runtime.now().saturating_duration_since(began);
+    let n = result?;
+    pace.moved(n.unwrap_or(0));
+    Ok(n.is_some())
 }
 
-/// Writes and flushes all of `out`, and empties it. `limit` is the longest
+/// Writes and flushes all that was put into a sink. `limit` is the longest
 /// time without progress.
-pub(crate) async fn write_all<R: Runtime, S: AsyncWrite + Unpin>(
+pub(crate) async fn send_all<R: Runtime>(
     runtime: &R,
-    stream: &RefCell<S>,
-    out: &mut Vec<u8>,
+    sink: &mut impl Sink,
     timer: &mut R::Timer,
     limit: Option<Duration>,
+    pace: &mut Pace,
 ) -> Result<(), Stop> {
-    let mut written = 0;
-    let mut waiting = false;
+    let mut waiting_since = None;
     let result = poll_fn(|cx| {
-        let mut stream = stream.borrow_mut();
         loop {
-            let rest = out.get(written..).unwrap_or_default();
-            let polled = if rest.is_empty() {
-                Pin::new(&mut *stream).poll_flush(cx).map_ok(|()| None)
-            } else {
-                Pin::new(&mut *stream).poll_write(cx, rest).map_ok(Some)
-            };
-            match polled {
-                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(Some(0))) => {
-                    return Poll::Ready(Err(Stop::Io(io::ErrorKind::WriteZero.into())));
-                }
-                Poll::Ready(Ok(Some(n))) => {
-                    written += n;
-                    waiting = false;
+            match sink.poll_send(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(n)) => {
+                    pace.moved(n);
+                    if let Some(since) = waiting_since.take() {
+                        pace.waited += runtime.now().saturating_duration_since(since);
+                    }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Stop::Io(error))),
                 Poll::Pending => {
-                    if !waiting {
-                        waiting = true;
-                        timer.set(limit.and_then(|limit| runtime.now().checked_add(limit)));
+                    if waiting_since.is_none() {
+                        let now = runtime.now();
+                        waiting_since = Some(now);
+                        timer.set(pace.deadline(now, limit));
                     }
                     return timer.poll(cx).map(|()| Err(Stop::Timeout));
                 }
@@ -153,18 +193,32 @@ pub(crate) async fn write_all<R: Runtime, S: AsyncWrite + Unpin>(
     })
     .await;
     timer.set(None);
-    out.clear();
     result
 }
 
-/// One side of an exchange.
+/// A deadline for each direction.
+#[derive(Debug)]
+pub(crate) struct Timers<T> {
+    pub(crate) read: T,
+    pub(crate) write: T,
+}
+
+impl<T: Timer> Timers<T> {
+    pub(crate) fn new<R: Runtime<Timer = T>>(runtime: &R) -> Self {
+        Self {
+            read: runtime.timer(),
+            write: runtime.timer(),
+        }
+    }
+}
+
+/// A connection of HTTP/1.
 #[derive(Debug)]
 pub(crate) struct Conn<S, T> {
     pub(crate) stream: RefCell<S>,
     pub(crate) inbuf: ReadBuf,
     pub(crate) out: Vec<u8>,
-    pub(crate) read_timer: T,
-    pub(crate) write_timer: T,
+    pub(crate) timers: Timers<T>,
 }
 
 impl<S, T: Timer> Conn<S, T> {
@@ -173,8 +227,25 @@ impl<S, T: Timer> Conn<S, T> {
             stream: RefCell::new(stream),
             inbuf: ReadBuf::default(),
             out: Vec::new(),
-            read_timer: runtime.timer(),
-            write_timer: runtime.timer(),
+            timers: Timers::new(runtime),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept_over_time_not_at_each_moment() {
+        let mut pace = Pace::new(100);
+        assert_eq!(pace.left(), Some(PACE_GRACE));
+        pace.moved(1000);
+        assert_eq!(pace.left(), Some(PACE_GRACE + Duration::from_secs(10)));
+        pace.waited = Duration::from_secs(15);
+        assert_eq!(pace.left(), Some(Duration::from_secs(5)));
+        pace.waited = Duration::from_secs(25);
+        assert_eq!(pace.left(), Some(Duration::ZERO));
+        assert_eq!(Pace::new(0).left(), None);
     }
 }

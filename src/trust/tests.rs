@@ -112,7 +112,6 @@ fn transport(name: &str, id: &str) -> Arc<Transport> {
         authentication: Authentication::Spiffe(Allowlist::Ids(ids.into())),
         server_name: None,
         versions: TlsVersions::Both,
-        alpn: &[],
         dial_timeout: None,
         handshake_timeout: Duration::from_secs(10),
         keep_alive: None,

@@ -291,7 +291,6 @@ fn the_workload_api_address_is_explained() {
 fn what_is_not_built_and_what_is_traefiks_alone_is_said_so() {
     problems(
         r#"[http.serversTransports.t]
-disableHTTP2 = false
 [entryPoints.tls]
 address = ":8443"
 tls = {}
@@ -301,11 +300,10 @@ format = "json"
 [api]
 "#,
         &[
-            "{1}: http.serversTransports.t.disableHTTP2: HTTP/2 to backends is documented and not built yet; write true, or leave it out",
-            "{4}: entryPoints.tls.tls: this key is documented and not built yet (entry points with TLS); leave it out",
-            "{5}: http.middlewares: Traefik has this key and svidgate has not: svidgate has no middlewares",
-            "{7}: log.format: json is documented and not built yet; write \"common\"",
-            "{8}: api: Traefik has this key and svidgate has not: use [admin]",
+            "{3}: entryPoints.tls.tls: this key is documented and not built yet (entry points with TLS); leave it out",
+            "{4}: http.middlewares: Traefik has this key and svidgate has not: svidgate has no middlewares",
+            "{6}: log.format: json is documented and not built yet; write \"common\"",
+            "{7}: api: Traefik has this key and svidgate has not: use [admin]",
         ],
     );
 }
@@ -317,7 +315,7 @@ fn routers_and_services_that_cannot_work_are_refused() {
 [http.services.none.loadBalancer]
 servers = []
 [http.services.zero.loadBalancer]
-servers = [{ url = "https://a/path" }, { url = "h2c://a" }, { url = "https://b", weight = 0 }]
+servers = [{ url = "https://a/path" }, { url = "h3://a" }, { url = "https://b", weight = 0 }]
 [tcp.routers.claims]
 entryPoints = ["web"]
 rule = "HostSNI(`*`)"
@@ -328,7 +326,7 @@ service = "nobody"
             "{1}: http.services.none.loadBalancer.servers: it has no servers; write at least one",
             "{3}: http.services.zero.loadBalancer.servers.weight: every server has the weight 0, so none would be used",
             "{4}: http.services.zero.loadBalancer.servers.url: \"https://a/path\" has a path, which would not be used: a request's path is forwarded as it came; remove it",
-            "{4}: http.services.zero.loadBalancer.servers.url: h2c is documented and not built yet; write http:// or https://",
+            "{4}: http.services.zero.loadBalancer.servers.url: the scheme \"h3\" is not https, http or h2c",
             "{8}: tcp.routers.claims.service: there is no service \"nobody\", nor any other",
         ],
     );

@@ -150,7 +150,24 @@ pub fn read_head(wire: &mut (impl Read + ?Sized)) -> Option<String> {
             _ => return None,
         }
     }
-    Some(String::from_utf8(head).unwrap())
+    Some(undated(&String::from_utf8(head).unwrap()))
+}
+
+/// What the proxy has written, without the dates that it has to add where an
+/// upstream gave none. Each must be a date.
+pub fn undated(text: &str) -> String {
+    let mut rest = text;
+    let mut kept = String::new();
+    while let Some((before, after)) = rest.split_once("\r\nDate: ") {
+        let (date, _) = after.split_once("\r\n").unwrap_or((after, ""));
+        if httpdate::parse_http_date(date).is_err() {
+            // Cut within it.
+            break;
+        }
+        kept.push_str(before);
+        rest = &after[date.len()..];
+    }
+    kept + rest
 }
 
 /// Answers each request with its own head as the body, for ever. Requests

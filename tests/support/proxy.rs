@@ -11,7 +11,7 @@ use futures_lite::FutureExt;
 use svidgate::runtime::async_io::AsyncIo;
 use svidgate::{Config, Error, Handle, Overrides, Proxy, ReloadError, Urgency};
 
-use super::backend::read_head;
+use super::backend::{read_head, undated};
 use super::{DEADLINE, eventually};
 
 /// Which runtime the connections run on.
@@ -178,7 +178,7 @@ pub fn read_to_end(stream: &mut TcpStream) -> String {
             Err(error) => panic!("after {:?}: {error}", String::from_utf8_lossy(&bytes)),
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    undated(&String::from_utf8_lossy(&bytes))
 }
 
 /// A request on a connection that stays open, and its answer: head and body.

@@ -1,8 +1,10 @@
 //! The body of a message: content out of the framing it came in, and into the
 //! framing it leaves in.
 
-use super::Framing;
 use super::chunked::{self, Progress};
+use super::write::write_field;
+use crate::http::message::Framing;
+use crate::http::message::head::Head;
 
 /// Takes a body out of its framing.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ impl Decoder {
         match framing {
             Framing::Empty => Self::Length(0),
             Framing::Length(length) => Self::Length(length),
-            Framing::Chunked => Self::Chunked(Box::default()),
+            Framing::Delimited => Self::Chunked(Box::default()),
             Framing::UntilClose => Self::UntilClose,
         }
     }
@@ -41,6 +43,15 @@ impl Decoder {
     #[must_use]
     pub fn ends_at_close(&self) -> bool {
         matches!(self, Self::UntilClose)
+    }
+
+    /// What came behind the content, once it has ended.
+    #[must_use]
+    pub fn trailers(&self) -> Option<&Head> {
+        match self {
+            Self::Chunked(decoder) => decoder.trailers(),
+            _ => None,
+        }
     }
 
     /// Looks at `input`, up to the end of the first run of content in it.
@@ -78,6 +89,15 @@ pub enum Encoder {
 }
 
 impl Encoder {
+    /// For a body that is framed so.
+    #[must_use]
+    pub fn for_framing(framing: Framing) -> Self {
+        match framing {
+            Framing::Delimited => Self::Chunked,
+            _ => Self::Raw,
+        }
+    }
+
     /// Appends a piece of content. Empty pieces leave no trace.
     pub fn encode(self, data: &[u8], out: &mut Vec<u8>) {
         if data.is_empty() {
@@ -95,10 +115,17 @@ impl Encoder {
         }
     }
 
-    /// Appends the end of the body.
-    pub fn finish(self, out: &mut Vec<u8>) {
-        if self == Self::Chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
+    /// Appends the end of the body; with trailers, where there can be any.
+    pub fn finish(self, trailers: Option<&Head>, out: &mut Vec<u8>) {
+        if self != Self::Chunked {
+            return;
         }
+        out.extend_from_slice(b"0\r\n");
+        if let Some(trailers) = trailers {
+            for field in trailers.fields() {
+                write_field(out, trailers, field);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
     }
 }

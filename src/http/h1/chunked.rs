@@ -1,7 +1,8 @@
 //! The chunked transfer coding (RFC 9112, section 7.1), decoded a piece at a
-//! time. Extensions are checked and dropped; trailers are checked and dropped.
+//! time. Extensions are checked and dropped; trailers are checked and kept.
 
-use super::head::{Limits, Scanner, is_tchar};
+use super::parse::Scanner;
+use crate::http::message::head::{Head, Limits, is_tchar};
 
 /// Hex digits of a chunk size, leading zeros included.
 const SIZE_DIGITS_MAX: u8 = 16;
@@ -31,8 +32,10 @@ pub struct Progress {
 pub struct Decoder {
     state: State,
     extension_bytes: u32,
-    trailers: Vec<u8>,
+    /// The trailer section, as far as it has come.
+    section: Vec<u8>,
     scanner: Scanner,
+    trailers: Option<Box<Head>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -79,6 +82,12 @@ impl Decoder {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.state == State::Done
+    }
+
+    /// The trailers, if there were any.
+    #[must_use]
+    pub fn trailers(&self) -> Option<&Head> {
+        self.trailers.as_deref()
     }
 
     /// Looks at `input`, up to the end of the first run of content in it.
@@ -186,18 +195,18 @@ impl Decoder {
         Ok(State::Extension { size, part })
     }
 
-    /// Collects the trailer section, checks it, drops it.
+    /// Collects the trailer section, and checks it.
     fn take_trailers(&mut self, framing: usize, input: &[u8]) -> Result<Progress, &'static str> {
-        let before = self.trailers.len();
+        let before = self.section.len();
         // One byte over the limit is enough to know that it is exceeded.
         let take = input
             .len()
             .min(TRAILERS.bytes_max + 1 - before.min(TRAILERS.bytes_max));
-        self.trailers
+        self.section
             .extend_from_slice(input.get(..take).unwrap_or_default());
         let found = self
             .scanner
-            .find(&self.trailers, &TRAILERS)
+            .find(&self.section, &TRAILERS)
             .map_err(|_| "the trailers are too large or end a line in a bare LF")?;
         let Some(len) = found else {
             return Ok(Progress {
@@ -206,20 +215,32 @@ impl Decoder {
                 done: false,
             });
         };
-        let mut table = [httparse::EMPTY_HEADER; TRAILERS.fields_max];
-        let section = self.trailers.get(..len).unwrap_or_default();
-        match httparse::parse_headers(section, &mut table) {
-            Ok(httparse::Status::Complete(_)) => {}
-            _ => return Err("the trailers are malformed"),
+        let mut section = std::mem::take(&mut self.section);
+        section.truncate(len);
+        if section != b"\r\n" {
+            self.trailers = Some(Box::new(parse_trailers(&section)?));
         }
         self.state = State::Done;
-        self.trailers = Vec::new();
         Ok(Progress {
             framing: framing + len - before,
             data: 0,
             done: true,
         })
     }
+}
+
+fn parse_trailers(section: &[u8]) -> Result<Head, &'static str> {
+    let mut table = [httparse::EMPTY_HEADER; TRAILERS.fields_max];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut table)
+    else {
+        return Err("the trailers are malformed");
+    };
+    let mut trailers = Head::default();
+    for field in fields {
+        trailers.add(field.name.as_bytes(), field.value)?;
+    }
+    trailers.check_trailers()?;
+    Ok(trailers)
 }
 
 fn hex(byte: u8) -> Option<u64> {

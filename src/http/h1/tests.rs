@@ -7,10 +7,11 @@
 
 use super::body::{Decoder, Encoder};
 use super::chunked;
-use super::head::{Connection, Head, Limits, Name, Scanner, TooLong};
-use super::request::{self, Parsed, is_ambiguous_path, is_authority, skip_empty_lines};
+use super::parse::{self, Parsed, Scanner, TooLong, skip_empty_lines};
 use super::write::HeadWriter;
-use super::{Framing, Refusal};
+use crate::http::message::head::{Connection, Head, Limits, Name};
+use crate::http::message::request::{self, is_ambiguous_path, is_authority};
+use crate::http::message::{Framing, Refusal};
 
 /// Decodes input that arrives in pieces; gives the content, what was left,
 /// and whether the body ended.
@@ -118,7 +119,7 @@ fn what_is_encoded_decodes_to_the_same() {
     for part in [&b"hello"[..], b"", b" ", &[0; 300]] {
         Encoder::Chunked.encode(part, &mut out);
     }
-    Encoder::Chunked.finish(&mut out);
+    Encoder::Chunked.finish(None, &mut out);
     let (content, left, done) = decode(&[&out]).unwrap();
     assert_eq!((content.len(), left.len(), done), (306, 0, true));
 }
@@ -168,7 +169,7 @@ fn the_end_of_a_head_is_found_however_it_comes() {
 }
 
 fn parse(text: &str, head: &mut Head) -> Result<request::Request, Refusal> {
-    match request::parse(
+    match parse::request(
         text.as_bytes(),
         &mut Scanner::default(),
         &Limits::default(),
@@ -347,7 +348,7 @@ fn mutated_messages_get_a_verdict() {
             }
         }
         let framing = if round % 4 < 2 {
-            match request::parse(&bytes, &mut Scanner::default(), &limits, &mut head) {
+            match parse::request(&bytes, &mut Scanner::default(), &limits, &mut head) {
                 Ok(Parsed::Done(request, len)) => Some((request.framing, len)),
                 Ok(Parsed::Partial) => None,
                 Err(refusal) => {
@@ -358,7 +359,7 @@ fn mutated_messages_get_a_verdict() {
             }
         } else {
             let to = request::Method::Safe;
-            match super::response::parse(&bytes, &mut Scanner::default(), &limits, &mut head, to) {
+            match parse::response(&bytes, &mut Scanner::default(), &limits, &mut head, to) {
                 Ok(Some((response, len))) => Some((response.framing, len)),
                 Ok(None) => None,
                 Err(_) => {

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::head::{Field, Head};
+use crate::http::message::head::{Field, Head};
 
 /// Appends a head to a buffer.
 #[derive(Debug)]
@@ -36,10 +36,7 @@ impl<'o> HeadWriter<'o> {
     /// Copies a field of a parsed head: its parser has seen to it that there
     /// is no line end in it.
     pub fn copy(&mut self, head: &Head, field: &Field) {
-        self.out.extend_from_slice(head.name(field));
-        self.out.extend_from_slice(b": ");
-        self.out.extend_from_slice(head.value(field));
-        self.out.extend_from_slice(b"\r\n");
+        write_field(self.out, head, field);
     }
 
     /// Writes a field of our own. Control characters in the value become
@@ -58,7 +55,7 @@ impl<'o> HeadWriter<'o> {
 
     /// Appends whole lines that a writer made before.
     pub fn lines(&mut self, lines: &Lines) {
-        self.out.extend_from_slice(&lines.0);
+        self.out.extend_from_slice(&lines.text);
     }
 
     /// Ends the head.
@@ -78,13 +75,35 @@ impl<'o> HeadWriter<'o> {
     }
 }
 
-/// Field lines made once and written often.
+pub(super) fn write_field(out: &mut Vec<u8>, head: &Head, field: &Field) {
+    out.extend_from_slice(head.name(field));
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(head.value(field));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields made once and written often.
 #[derive(Clone, Debug, Default)]
-pub struct Lines(Vec<u8>);
+pub struct Lines {
+    /// As HTTP/1 has them.
+    text: Vec<u8>,
+    fields: Vec<(&'static str, Vec<u8>)>,
+}
 
 impl Lines {
-    /// Appends a line.
+    /// Appends a field.
     pub fn field(&mut self, name: &'static str, value: &[u8]) {
-        HeadWriter { out: &mut self.0 }.field(name, value);
+        HeadWriter {
+            out: &mut self.text,
+        }
+        .field(name, value);
+        self.fields.push((name, value.to_vec()));
+    }
+
+    /// The fields one by one.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.fields
+            .iter()
+            .map(|(name, value)| (*name, value.as_slice()))
     }
 }

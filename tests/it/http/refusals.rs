@@ -171,7 +171,7 @@ fn a_request_that_could_be_read_in_two_ways_is_refused(on: On) {
         ),
         ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        ("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", 505),
         ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         ("GET /\r\n\r\n", 400),
     ] {

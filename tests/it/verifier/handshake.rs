@@ -11,7 +11,6 @@ fn transport(allowlist: Allowlist, versions: TlsVersions) -> Transport {
         authentication: Authentication::Spiffe(allowlist),
         server_name: None,
         versions,
-        alpn: &[],
         dial_timeout: None,
         handshake_timeout: Duration::from_secs(5),
         keep_alive: None,
@@ -37,7 +36,13 @@ fn client(
     versions: TlsVersions,
 ) -> (Arc<ClientConfig>, Arc<SvidVerifier>) {
     let transport = transport(allowlist, versions);
-    let client = tls::client(&transport, Some(&snapshot_of(ca, own)), tls::unix_now()).unwrap();
+    let client = tls::client(
+        &transport,
+        Some(&snapshot_of(ca, own)),
+        tls::unix_now(),
+        &[],
+    )
+    .unwrap();
     (client.config, client.svid_verifier.unwrap())
 }
 
@@ -254,6 +259,6 @@ fn no_session_is_resumed_though_the_server_offers_it() {
 #[test]
 fn there_is_no_client_without_an_identity() {
     let transport = transport(Allowlist::Any, TlsVersions::Both);
-    let client = tls::client(&transport, None, tls::unix_now());
+    let client = tls::client(&transport, None, tls::unix_now(), &[]);
     assert_eq!(client.err(), Some(ConfigError::NoIdentity));
 }

@@ -1,11 +1,9 @@
-//! A request head: parsed once, judged whole.
+//! A request head, judged whole.
 
 use std::ops::Range;
 
-use super::head::{
-    Connection, Declared, Head, Limits, Name, Scanner, TooLong, declared_framing, is_token, list,
-};
-use super::{Framing, Refusal};
+use super::head::{Connection, Declared, Head, Name, declared_framing, list};
+use super::{Framing, Refusal, Version};
 
 /// What a request head says. Places are in the bytes of its [`Head`].
 #[derive(Clone, Debug)]
@@ -21,8 +19,8 @@ pub struct Request {
     path_len: usize,
     /// Which methods need other handling.
     pub kind: Method,
-    /// An HTTP/1.0 client.
-    pub is_1_0: bool,
+    /// The version that it came in.
+    pub version: Version,
     /// How the body ends.
     pub framing: Framing,
     /// The connection options.
@@ -31,6 +29,8 @@ pub struct Request {
     pub expects_continue: bool,
     /// `Connection: upgrade` together with `Upgrade`.
     pub wants_upgrade: bool,
+    /// `TE: trailers`: the client takes trailers.
+    pub takes_trailers: bool,
 }
 
 /// What a method allows a proxy to do.
@@ -52,15 +52,6 @@ impl Method {
     pub fn is_idempotent(self) -> bool {
         !matches!(self, Self::Other)
     }
-}
-
-/// How far a request head has come.
-#[derive(Debug)]
-pub enum Parsed {
-    /// More bytes are needed.
-    Partial,
-    /// The head took so many bytes.
-    Done(Request, usize),
 }
 
 impl Request {
@@ -99,113 +90,46 @@ impl Request {
         head.slice(&self.host)
     }
 
+    /// Whether the client knows interim responses (RFC 9110, section 15.2).
+    #[must_use]
+    pub fn takes_interim(&self) -> bool {
+        self.version != Version::Http10
+    }
+
+    /// Whether the method is OPTIONS.
+    #[must_use]
+    pub fn is_options(&self, head: &Head) -> bool {
+        self.kind == Method::Safe && self.method(head) == b"OPTIONS"
+    }
+
     /// Whether the client will take another response on this connection.
     #[must_use]
     pub fn keeps_alive(&self) -> bool {
         // A proxy does not keep a connection with a 1.0 client (RFC 9112, 9.3).
-        !self.connection.close && !self.is_1_0
+        !self.connection.close && self.version != Version::Http10
     }
 }
 
-/// Skips the empty lines that a robust server forgives before a request (RFC
-/// 9112, section 2.2). Returns how many bytes, and whether to wait for more.
-///
-/// # Errors
-/// More than a few.
-pub fn skip_empty_lines(buf: &[u8]) -> Result<(usize, bool), Refusal> {
-    let mut skipped = 0;
-    loop {
-        match buf.get(skipped..) {
-            Some([b'\r', b'\n', ..]) if skipped >= 8 => {
-                return Err(Refusal::bad("too many empty lines before the request"));
-            }
-            Some([b'\r', b'\n', ..]) => skipped += 2,
-            Some([b'\r'] | []) | None => return Ok((skipped, true)),
-            Some(_) => return Ok((skipped, false)),
-        }
-    }
+/// The first part of a request head. Places are in the bytes of its [`Head`].
+pub(in crate::http) struct Line {
+    pub(in crate::http) method: Range<u32>,
+    pub(in crate::http) target: Range<u32>,
+    /// `:authority`, which only HTTP/2 has.
+    pub(in crate::http) authority: Option<Range<u32>>,
+    pub(in crate::http) version: Version,
+    /// Nothing follows the head, as HTTP/2 can tell.
+    pub(in crate::http) ends: bool,
 }
 
-/// Parses the request head at the beginning of `buf`.
-///
-/// # Errors
-/// The status to answer with. The connection must be closed after it, because
-/// where the next request begins is not known.
-pub fn parse(
-    buf: &[u8],
-    scanner: &mut Scanner,
-    limits: &Limits,
-    head: &mut Head,
-) -> Result<Parsed, Refusal> {
-    let len = match scanner.find(buf, limits) {
-        Ok(Some(len)) => len,
-        Ok(None) => return Ok(Parsed::Partial),
-        Err(TooLong::BareLf) => return Err(Refusal::bad("a line ends in a bare LF")),
-        Err(TooLong::Line) => {
-            return Err(Refusal {
-                status: 414,
-                why: "the request line is too long",
-            });
-        }
-        Err(TooLong::Head) => return Err(TOO_LARGE),
-    };
-    head.load(buf.get(..len).unwrap_or(buf));
-    let (method, target, is_1_0) = request_line(head)?;
-    head.parse_fields(limits.fields_max, |bytes, table, add| {
-        let mut request = httparse::Request::new(&mut []);
-        request.parse_with_uninit_headers(bytes, table)?;
-        for field in request.headers.iter() {
-            add(field.name.as_bytes(), field.value);
-        }
-        Ok(())
-    })
-    .map_err(|error| match error {
-        httparse::Error::TooManyHeaders => TOO_LARGE,
-        httparse::Error::HeaderName => Refusal::bad("a field name is not a token"),
-        httparse::Error::HeaderValue => Refusal::bad("a field value has a control character"),
-        _ => Refusal::bad("the head is malformed"),
-    })?;
-    judge(head, method, target, is_1_0).map(|request| Parsed::Done(request, len))
-}
-
-const TOO_LARGE: Refusal = Refusal {
-    status: 431,
-    why: "the head is too large",
-};
-
-/// Splits the request line, strictly: one space, one space, CRLF.
-fn request_line(head: &Head) -> Result<(Range<u32>, Range<u32>, bool), Refusal> {
-    let line = head.bytes().split(|byte| *byte == b'\r').next();
-    let mut parts = line.unwrap_or_default().splitn(3, |byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version)) = (parts.next(), parts.next(), parts.next())
-    else {
-        return Err(Refusal::bad("the request line has not three parts"));
-    };
-    if !is_token(method) {
-        return Err(Refusal::bad("the method is not a token"));
-    }
-    let is_1_0 = match version {
-        b"HTTP/1.1" => false,
-        b"HTTP/1.0" => true,
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
-        {
-            return Err(Refusal {
-                status: 505,
-                why: "the HTTP version is neither 1.1 nor 1.0",
-            });
-        }
-        _ => return Err(Refusal::bad("the request line does not end in a version")),
-    };
-    Ok((head.place(method), head.place(target), is_1_0))
-}
-
-fn judge(
-    head: &Head,
-    method: Range<u32>,
-    target: Range<u32>,
-    is_1_0: bool,
-) -> Result<Request, Refusal> {
+/// What the parts of a request head amount to.
+pub(in crate::http) fn judge(head: &Head, line: Line) -> Result<Request, Refusal> {
+    let Line {
+        method,
+        target,
+        authority,
+        version,
+        ends,
+    } = line;
     let method_bytes = head.slice(&method);
     let kind = match method_bytes {
         b"GET" | b"OPTIONS" => Method::Safe,
@@ -225,7 +149,7 @@ fn judge(
         }
         _ => Method::Other,
     };
-    let host_field = host_field(head, is_1_0)?;
+    let host_field = host_field(head, authority.as_ref(), version)?;
     let target = Target::parse(head, target, method_bytes)?;
     // An absolute-form target wins, and Host is replaced (RFC 9112, 3.2.2).
     let host = match target.authority {
@@ -233,10 +157,14 @@ fn judge(
         None => host_field.unwrap_or(0..0),
     };
     let connection = Connection::of(head)?;
-    let framing = match declared_framing(head, is_1_0).map_err(Refusal::bad)? {
+    if version == Version::Http2 {
+        check_h2_fields(head)?;
+    }
+    let framing = match declared_framing(head, version).map_err(Refusal::bad)? {
+        Declared::Nothing if version == Version::Http2 && !ends => Framing::Delimited,
         Declared::Nothing => Framing::Empty,
         Declared::Length(length) => Framing::Length(length),
-        Declared::Chunked => Framing::Chunked,
+        Declared::Chunked => Framing::Delimited,
         Declared::UnknownCoding => {
             return Err(Refusal {
                 status: 501,
@@ -252,7 +180,7 @@ fn judge(
                 why: "the expectation is not 100-continue",
             });
         }
-        expects_continue = !is_1_0;
+        expects_continue = version != Version::Http10;
     }
     // h2c is between two neighbours, and its settings are not forwarded.
     let mut protocols = head.values(Name::Upgrade).flat_map(list).peekable();
@@ -269,37 +197,71 @@ fn judge(
         implied_target: target.implied,
         host,
         kind,
-        is_1_0,
+        version,
         framing,
         connection,
         expects_continue,
         wants_upgrade: connection.upgrade
             && asks_upgrade
-            && !is_1_0
+            && version == Version::Http11
             && matches!(framing, Framing::Empty | Framing::Length(0)),
+        takes_trailers: head
+            .values(Name::Te)
+            .flat_map(list)
+            .any(|it| it.eq_ignore_ascii_case(b"trailers")),
     })
+}
+
+/// What is between two neighbours has no place in HTTP/2 (RFC 9113, section
+/// 8.2.2), but for `TE: trailers`.
+fn check_h2_fields(head: &Head) -> Result<(), Refusal> {
+    for field in head.fields() {
+        let is_bad = match field.known {
+            Name::Connection | Name::TransferEncoding | Name::Upgrade => true,
+            Name::Te => !head.value(field).eq_ignore_ascii_case(b"trailers"),
+            Name::HopByHop => {
+                let name = head.name(field);
+                name.eq_ignore_ascii_case(b"keep-alive")
+                    || name.eq_ignore_ascii_case(b"proxy-connection")
+            }
+            _ => false,
+        };
+        if is_bad {
+            return Err(Refusal::bad("a field that HTTP/2 does not have"));
+        }
+    }
+    Ok(())
 }
 
 fn path_len(target: &[u8]) -> usize {
     memchr::memchr(b'?', target).unwrap_or(target.len())
 }
 
-/// The one `Host` field, if there must or may be one (RFC 9112, section 3.2).
-fn host_field(head: &Head, is_1_0: bool) -> Result<Option<Range<u32>>, Refusal> {
+/// The one host that is named, if there must or may be one (RFC 9112, section
+/// 3.2; RFC 9113, section 8.3.1).
+fn host_field(
+    head: &Head,
+    authority: Option<&Range<u32>>,
+    version: Version,
+) -> Result<Option<Range<u32>>, Refusal> {
     let mut hosts = head.values(Name::Host);
-    let Some(host) = hosts.next() else {
-        if is_1_0 {
-            return Ok(None);
-        }
-        return Err(Refusal::bad("there is no Host"));
-    };
+    let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Refusal::bad("more than one Host"));
     }
-    if !is_authority(host) {
+    let named = match (host, authority.map(|place| head.slice(place))) {
+        (None, None) if version == Version::Http10 => return Ok(None),
+        (None, None) => return Err(Refusal::bad("there is no Host")),
+        (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => {
+            return Err(Refusal::bad("Host and :authority differ"));
+        }
+        (_, Some(authority)) => authority,
+        (Some(host), None) => host,
+    };
+    if !is_authority(named) {
         return Err(Refusal::bad("Host is not a host and port"));
     }
-    Ok(Some(head.place(host)))
+    Ok(Some(head.place(named)))
 }
 
 /// `uri-host [ ":" port ]`, with the letters that DNS and IP addresses need.

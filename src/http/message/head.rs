@@ -1,10 +1,10 @@
-//! What request and response heads share: finding the end, the fields, and
-//! the few names that mean something to a proxy.
+//! What request and response heads share: the fields, and the few names that
+//! mean something to a proxy.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::Refusal;
+use super::{Refusal, Version};
 
 /// Limits on a head.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +38,18 @@ pub enum Name {
     Connection,
     /// `Content-Length`
     ContentLength,
+    /// `Content-Type`
+    ContentType,
+    /// `Cookie`
+    Cookie,
+    /// `Date`
+    Date,
     /// `Expect`
     Expect,
     /// `Host`
     Host,
+    /// `Max-Forwards`
+    MaxForwards,
     /// `TE`
     Te,
     /// `Trailer`
@@ -50,9 +58,13 @@ pub enum Name {
     TransferEncoding,
     /// `Upgrade`
     Upgrade,
+    /// `Via`
+    Via,
     /// Hop-by-hop by custom: `Keep-Alive`, `Proxy-Connection`,
     /// `Proxy-Authenticate`, `Proxy-Authorization`, `HTTP2-Settings`.
     HopByHop,
+    /// `Forwarded` (RFC 7239)
+    Forwarded,
     /// `X-Forwarded-For`
     ForwardedFor,
     /// `X-Forwarded-Host`
@@ -65,7 +77,7 @@ pub enum Name {
     ForwardedServer,
     /// `X-Real-Ip`
     RealIp,
-    /// Other forwarding claims: `Forwarded`, `X-Forwarded-Prefix`, `-Uri`,
+    /// Other forwarding claims: `X-Forwarded-Prefix`, `-Uri`,
     /// `-Method`, `-Scheme`, `-Ssl`, `-User`, `-Client-Cert`, `-Tls-Client-Cert`,
     /// `-Tls-Client-Cert-Info`.
     ForwardedOther,
@@ -75,15 +87,20 @@ pub enum Name {
     Other,
 }
 
-const KNOWN: [(&str, Name); 29] = [
+const KNOWN: [(&str, Name); 34] = [
     ("connection", Name::Connection),
     ("content-length", Name::ContentLength),
+    ("content-type", Name::ContentType),
+    ("cookie", Name::Cookie),
+    ("date", Name::Date),
     ("expect", Name::Expect),
     ("host", Name::Host),
+    ("max-forwards", Name::MaxForwards),
     ("te", Name::Te),
     ("trailer", Name::Trailer),
     ("transfer-encoding", Name::TransferEncoding),
     ("upgrade", Name::Upgrade),
+    ("via", Name::Via),
     ("keep-alive", Name::HopByHop),
     ("proxy-connection", Name::HopByHop),
     ("proxy-authenticate", Name::HopByHop),
@@ -95,7 +112,7 @@ const KNOWN: [(&str, Name); 29] = [
     ("x-forwarded-proto", Name::ForwardedProto),
     ("x-forwarded-server", Name::ForwardedServer),
     ("x-real-ip", Name::RealIp),
-    ("forwarded", Name::ForwardedOther),
+    ("forwarded", Name::Forwarded),
     ("x-forwarded-prefix", Name::ForwardedOther),
     ("x-forwarded-uri", Name::ForwardedOther),
     ("x-forwarded-method", Name::ForwardedOther),
@@ -112,13 +129,16 @@ impl Name {
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
         // Most names are told by their length and first letter alone.
-        if !matches!(name.len(), 2 | 4 | 6 | 7 | 9 | 10 | 14..=19 | 23 | 27 | 32) {
+        if !matches!(
+            name.len(),
+            2 | 3 | 4 | 6 | 7 | 9 | 10 | 12 | 14..=19 | 23 | 27 | 32
+        ) {
             return Self::Other;
         }
         let first = name.first().map(u8::to_ascii_lowercase);
         if !matches!(
             first,
-            Some(b'c' | b'e' | b'f' | b'h' | b'k' | b'p' | b't' | b'u' | b'x')
+            Some(b'c' | b'd' | b'e' | b'f' | b'h' | b'k' | b'm' | b'p' | b't' | b'u' | b'v' | b'x')
         ) {
             return Self::Other;
         }
@@ -190,23 +210,58 @@ impl Head {
     }
 
     /// The place of a slice of the head's own bytes.
-    pub(super) fn place(&self, part: &[u8]) -> Range<u32> {
+    pub(in crate::http) fn place(&self, part: &[u8]) -> Range<u32> {
         place_in(&self.bytes, part)
     }
 
     /// Takes over a complete head.
-    pub(super) fn load(&mut self, bytes: &[u8]) {
+    pub(in crate::http) fn load(&mut self, bytes: &[u8]) {
         self.bytes.clear();
         self.bytes.extend_from_slice(bytes);
         self.fields.clear();
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::http) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
+    /// Begins a head that comes part by part.
+    pub(in crate::http) fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+    }
+
+    /// Takes over a part that is not a field.
+    pub(in crate::http) fn keep(&mut self, text: &[u8]) -> Range<u32> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(text);
+        let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        place(start)..place(self.bytes.len())
+    }
+
+    /// Takes over a field, if HTTP/1.1 could carry it: nothing comes in
+    /// through another version that our own parser would refuse.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(in crate::http) fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if !is_token(name) {
+            return Err("a field name is not a token");
+        }
+        if !is_field_value(value) {
+            return Err("a field value has a control character, or white space around it");
+        }
+        let field = Field {
+            known: Name::of(name),
+            name: self.keep(name),
+            value: self.keep(value),
+        };
+        self.fields.push(field);
+        Ok(())
+    }
+
     /// Runs one of httparse's parsers over the bytes and notes the fields.
-    pub(super) fn parse_fields(
+    pub(in crate::http) fn parse_fields(
         &mut self,
         fields_max: usize,
         parse: impl for<'b> FnOnce(
@@ -230,6 +285,46 @@ impl Head {
     }
 }
 
+/// Names that frame, route, authenticate or are between two neighbours: behind
+/// the content they can only be meant to mislead (RFC 9110, section 6.5.1).
+const NO_TRAILERS: [&str; 7] = [
+    "authorization",
+    "cookie",
+    "set-cookie",
+    "www-authenticate",
+    "authentication-info",
+    "content-encoding",
+    "content-range",
+];
+
+impl Head {
+    /// Whether these fields may come behind the content.
+    ///
+    /// # Errors
+    /// One may not.
+    pub(in crate::http) fn check_trailers(&self) -> Result<(), &'static str> {
+        for field in &self.fields {
+            let name = self.name(field);
+            let is_good = match field.known {
+                Name::Other => !NO_TRAILERS
+                    .iter()
+                    .any(|it| name.eq_ignore_ascii_case(it.as_bytes())),
+                Name::Date => true,
+                _ => false,
+            };
+            if !is_good {
+                return Err("a trailer that can only be a header field");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is no field.
+    pub(in crate::http) fn has_no_fields(&self) -> bool {
+        self.fields.is_empty()
+    }
+}
+
 /// Where `part`, a slice of `whole`, is in it.
 fn place_in(whole: &[u8], part: &[u8]) -> Range<u32> {
     let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
@@ -239,67 +334,6 @@ fn place_in(whole: &[u8], part: &[u8]) -> Range<u32> {
 
 fn index(place: u32) -> usize {
     usize::try_from(place).unwrap_or(usize::MAX)
-}
-
-/// Finds the end of a head, however the bytes come in pieces, and looks at
-/// each byte once.
-#[derive(Debug, Default)]
-pub struct Scanner {
-    /// Where the current line begins.
-    line: usize,
-    /// Up to where there is no further line end.
-    searched: usize,
-}
-
-impl Scanner {
-    /// The length of the head at the beginning of `buf`, once it is whole.
-    ///
-    /// # Errors
-    /// A line that ends in a bare LF, and a head over its limits. A CR that
-    /// no LF follows is left to the parser.
-    pub fn find(&mut self, buf: &[u8], limits: &Limits) -> Result<Option<usize>, TooLong> {
-        while let Some(rest) = buf.get(self.searched..) {
-            let Some(found) = memchr::memchr(b'\n', rest) else {
-                self.searched = buf.len();
-                break;
-            };
-            let lf = self.searched + found;
-            let ends_in_crlf = lf > self.line && buf.get(lf - 1) == Some(&b'\r');
-            if !ends_in_crlf {
-                return Err(TooLong::BareLf);
-            }
-            if self.line == 0 && lf > limits.line_max {
-                return Err(TooLong::Line);
-            }
-            let is_empty = lf == self.line + 1;
-            self.line = lf + 1;
-            self.searched = lf + 1;
-            if is_empty {
-                if self.line > limits.bytes_max {
-                    return Err(TooLong::Head);
-                }
-                return Ok(Some(self.line));
-            }
-        }
-        if self.line == 0 && buf.len() > limits.line_max {
-            return Err(TooLong::Line);
-        }
-        if buf.len() > limits.bytes_max {
-            return Err(TooLong::Head);
-        }
-        Ok(None)
-    }
-}
-
-/// Why a head has no end that we accept.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TooLong {
-    /// The first line is over its limit.
-    Line,
-    /// The head is over its limit.
-    Head,
-    /// A line ends without a CR.
-    BareLf,
 }
 
 /// What the `Connection` fields say. Names that they nominate are removed by
@@ -369,9 +403,18 @@ pub fn is_tchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// `field-value` of RFC 9110, section 5.5: no controls but the tab, and neither
+/// a space nor a tab at either end.
+#[must_use]
+pub fn is_field_value(value: &[u8]) -> bool {
+    let is_text = |byte: u8| byte == b'\t' || (b' '..0x7f).contains(&byte) || byte >= 0x80;
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    value.iter().copied().all(is_text) && !is_space(value.first()) && !is_space(value.last())
+}
+
 /// What the framing fields of a message say, before its kind is looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Declared {
+pub(in crate::http) enum Declared {
     Nothing,
     Length(u64),
     Chunked,
@@ -381,7 +424,10 @@ pub(super) enum Declared {
 
 /// Reads `Content-Length` and `Transfer-Encoding` together, and takes only
 /// what cannot be read in two ways.
-pub(super) fn declared_framing(head: &Head, is_1_0: bool) -> Result<Declared, &'static str> {
+pub(in crate::http) fn declared_framing(
+    head: &Head,
+    version: Version,
+) -> Result<Declared, &'static str> {
     let mut lengths = head.values(Name::ContentLength);
     let mut codings = head.values(Name::TransferEncoding);
     let (length, coding) = (lengths.next(), codings.next());
@@ -391,13 +437,18 @@ pub(super) fn declared_framing(head: &Head, is_1_0: bool) -> Result<Declared, &'
     if codings.next().is_some() {
         return Err("more than one Transfer-Encoding");
     }
+    if version == Version::Http2 && coding.is_some() {
+        return Err("Transfer-Encoding in an HTTP/2 message");
+    }
     match (length, coding) {
         (None, None) => Ok(Declared::Nothing),
         (Some(_), Some(_)) => Err("both Content-Length and Transfer-Encoding"),
         (Some(length), None) => parse_length(length)
             .map(Declared::Length)
             .ok_or("Content-Length is not a number of bytes"),
-        (None, Some(_)) if is_1_0 => Err("Transfer-Encoding in an HTTP/1.0 message"),
+        (None, Some(_)) if version == Version::Http10 => {
+            Err("Transfer-Encoding in an HTTP/1.0 message")
+        }
         (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Declared::Chunked),
         (None, Some(coding)) => {
             // A list in which chunked is not alone and last, or not a list.
