@@ -15,10 +15,10 @@ use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::message::head::{Head, Name};
+use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
-use super::reply::Reply;
+use super::reply::{Reply, is_call};
 use super::wire::{Pace, Stop, Timers, more, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
@@ -372,10 +372,7 @@ async fn send<R: Runtime>(
     up.put(&kept.bytes);
     let mut total = u64::try_from(kept.bytes.len()).unwrap_or(0);
     // A call that streams may be silent for as long as it likes.
-    let is_call = head
-        .values(Name::ContentType)
-        .any(|it| it.starts_with(b"application/grpc"));
-    let mut pace = Pace::new(if is_call { 0 } else { terms.rate_min });
+    let mut pace = Pace::new(if is_call(head) { 0 } else { terms.rate_min });
     let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {

@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::fields::{Fields, PSEUDONYM};
 use super::h1::write::HeadWriter;
+use super::message::head::{Head, Name};
 use crate::tls::unix_now;
 
 /// A response that no upstream gave.
@@ -65,6 +66,34 @@ impl Reply {
             writer.field("Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
         }
     }
+}
+
+impl Reply {
+    /// The same for a gRPC call: its status, by the protocol's own table of
+    /// what an HTTP status means.
+    pub(crate) fn write_call_fields(self, writer: &mut impl Fields) {
+        let code = match self.status {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            404 => 12,
+            429 | 502..=504 => 14,
+            _ => 2,
+        };
+        writer.field("Date", date().as_bytes());
+        writer.field("Content-Type", b"application/grpc");
+        writer.number("grpc-status", code);
+        let message = format!("{} {}", self.status, reason(self.status));
+        writer.field("grpc-message", message.as_bytes());
+        let status = format!("{PSEUDONYM}; error={}", self.error);
+        writer.field("Proxy-Status", status.as_bytes());
+    }
+}
+
+/// Whether a request is a gRPC call.
+pub(crate) fn is_call(head: &Head) -> bool {
+    head.values(Name::ContentType)
+        .any(|it| it.starts_with(b"application/grpc"))
 }
 
 /// The time as `Date` has it, made once a second.

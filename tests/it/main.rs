@@ -26,6 +26,8 @@ mod drain;
 mod documents;
 // HTTP/1.1 through the proxy, byte for byte.
 mod http;
+// HTTP/2 through the proxy, on either side of it.
+mod http2;
 // Start-up, first SVID, denial, agent faults, who is admitted.
 mod identity;
 // TLS by names, without SPIFFE.

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod backend;
 pub mod foreign;
+pub mod h2;
 pub mod pki;
 pub mod proxy;
 pub mod scratch;

@@ -306,7 +306,9 @@ impl<'h, R: Runtime> Connection<'h, R> {
         self.plan.unrouted.count(Ended::With(status));
         self.down.write_timeout = self.plan.entry.write_timeout;
         let reply = Reply::request_error(status);
-        if self.down.reply(reply, false, true).await {
+        // As far as anyone can tell.
+        let to_head = self.down.conn.inbuf.data().starts_with(b"HEAD ");
+        if self.down.reply(reply, to_head, true).await {
             End::Quiet
         } else {
             End::Gone

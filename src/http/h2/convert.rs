@@ -15,7 +15,7 @@ use crate::http::message::head::{Field, Head, Limits, Name};
 use crate::http::message::request::{Line, Method, Request};
 use crate::http::message::response::{self as message_response, Response};
 use crate::http::message::{self, Framing, Refusal, Version};
-use crate::http::reply::Clock;
+use crate::http::reply::{Clock, Reply};
 
 /// Trailer sections.
 const TRAILERS: Limits = Limits {
@@ -217,12 +217,18 @@ pub(crate) fn interim_to(
 }
 
 /// An answer of our own.
-pub(crate) fn reply_to(
-    reply: crate::http::reply::Reply,
-) -> Result<http::Response<()>, &'static str> {
+pub(crate) fn reply_to(reply: Reply) -> Result<http::Response<()>, &'static str> {
     let mut fields = MapWriter::default();
     reply.write_fields(&mut fields);
     answer(reply.status, fields)
+}
+
+/// An answer of our own to a gRPC call: all in the head, as the protocol has
+/// it where there is no message ("Trailers-Only").
+pub(crate) fn call_reply_to(reply: Reply) -> Result<http::Response<()>, &'static str> {
+    let mut fields = MapWriter::default();
+    reply.write_call_fields(&mut fields);
+    answer(200, fields)
 }
 
 fn answer(status: u16, fields: MapWriter) -> Result<http::Response<()>, &'static str> {

@@ -29,7 +29,7 @@ use crate::http::forward::{After, Downstream, Journey};
 use crate::http::message::head::Head;
 use crate::http::message::{Framing, Refusal};
 use crate::http::plan::{Ended, Plan};
-use crate::http::reply::Reply;
+use crate::http::reply::{Reply, is_call};
 use crate::http::wire::{Pace, ReadBuf, Timers, send_all};
 use crate::http::{End, FIRST_REQUEST, Http, Keeping};
 use crate::runtime::{Runtime, Timer, within};
@@ -194,6 +194,8 @@ struct Down<'h, R: Runtime> {
     respond: RefCell<Respond>,
     timers: Timers<R::Timer>,
     write_timeout: Option<Duration>,
+    /// A gRPC call, which wants its answers in a form of its own.
+    is_call: bool,
 }
 
 impl<R: Runtime> Downstream<R> for Down<'_, R> {
@@ -222,9 +224,14 @@ impl<R: Runtime> Downstream<R> for Down<'_, R> {
 
     async fn reply(&mut self, reply: Reply, to_head: bool, _closes: bool) -> bool {
         let body = reply.body();
-        let ends = to_head || body.is_empty();
+        let ends = self.is_call || to_head || body.is_empty();
         let respond = &self.respond;
-        respond.borrow_mut().begin(convert::reply_to(reply), ends);
+        let made = if self.is_call {
+            convert::call_reply_to(reply)
+        } else {
+            convert::reply_to(reply)
+        };
+        respond.borrow_mut().begin(made, ends);
         let mut answer = Answer {
             respond,
             clock: self.http.clock(),
@@ -254,6 +261,7 @@ async fn answer<R: Runtime>(
     let (mut head, mut response_head) = (Head::default(), Head::default());
     let judged = convert::request(&parts, ends, &plan.entry.head, &mut head);
     let framing = judged.as_ref().map_or(Framing::Empty, |it| it.framing);
+    let to_head = parts.method == http::Method::HEAD;
     drop(parts);
     let mut down = Down {
         http,
@@ -261,6 +269,7 @@ async fn answer<R: Runtime>(
         respond: RefCell::new(Respond::new(respond)),
         timers: Timers::new(http.runtime()),
         write_timeout: plan.entry.write_timeout,
+        is_call: is_call(&head),
     };
     let request = match judged {
         Ok(request) => request,
@@ -268,7 +277,8 @@ async fn answer<R: Runtime>(
             let (name, ip) = (&http.name, client.ip);
             info!("{name}: {ip}: refused with {status}: {why}");
             plan.unrouted.count(Ended::With(status));
-            down.reply(Reply::request_error(status), false, false).await;
+            let reply = Reply::request_error(status);
+            down.reply(reply, to_head, false).await;
             return;
         }
     };

@@ -321,6 +321,8 @@ pub(crate) fn io_error(error: h2::Error) -> io::Error {
 /// The way to a client: before its response has begun, and after.
 pub(crate) struct Respond {
     response: SendResponse<Bytes>,
+    /// A head that can still be replaced, and whether it is all.
+    head: Option<(http::Response<()>, bool)>,
     content: Option<SendStream<Bytes>>,
     out: Out,
     /// What could not be sent. A sink says so when it sends.
@@ -331,6 +333,7 @@ impl Respond {
     pub(crate) fn new(response: SendResponse<Bytes>) -> Self {
         Self {
             response,
+            head: None,
             content: None,
             out: Out::default(),
             failed: None,
@@ -345,17 +348,14 @@ impl Respond {
         }
     }
 
-    /// Begins an answer. `ends`: there is no content.
+    /// Puts an answer. `ends`: there is no content.
     pub(crate) fn begin(&mut self, made: Result<http::Response<()>, &'static str>, ends: bool) {
-        let sent = made
-            .map_err(io::Error::other)
-            .and_then(|it| self.response.send_response(it, ends).map_err(io_error));
-        match sent {
-            Ok(content) => {
-                self.content = Some(content);
+        match made {
+            Ok(head) => {
+                self.head = Some((head, ends));
                 self.out = if ends { Out::ended() } else { Out::default() };
             }
-            Err(error) => self.failed = Some(error),
+            Err(why) => self.failed = Some(io::Error::other(why)),
         }
     }
 
@@ -370,6 +370,10 @@ impl Respond {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
+        }
+        if let Some((head, ends)) = self.head.take() {
+            let content = self.response.send_response(head, ends).map_err(io_error)?;
+            self.content = Some(content);
         }
         match &mut self.content {
             Some(content) => self.out.poll_send(cx, content),
