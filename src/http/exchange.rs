@@ -131,7 +131,26 @@ pub(crate) enum NoHead {
     /// Its connection failed.
     Failed(io::Error),
     /// It says that it has not begun with the request, and will not.
-    NotBegun(String),
+    NotBegun(NotBegun),
+}
+
+/// The upstream's word that a request has had no effect (RFC 9113, section
+/// 8.7).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NotBegun {
+    /// It has enough to do.
+    Refused,
+    /// Its connection takes no further request.
+    Leaving,
+}
+
+impl NotBegun {
+    pub(crate) fn why(self) -> &'static str {
+        match self {
+            Self::Refused => "the stream was refused",
+            Self::Leaving => "the connection takes no further request",
+        }
+    }
 }
 
 /// What an exchange is bound by.
@@ -172,7 +191,7 @@ pub(crate) enum Outcome {
     Stale(String),
     /// The upstream has not begun with the request, by its own word: it can be
     /// tried anew if what was sent of it is still here.
-    NotBegun(String),
+    NotBegun(NotBegun),
     /// The upstream failed before its response began.
     UpstreamFailed { reply: Reply, why: String },
     /// The request turned out bad before a response began.
@@ -558,7 +577,7 @@ async fn next_head<T: Timer>(
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(NoHead::Malformed(why))) => protocol_error(why),
         Ok(Err(NoHead::NotBegun(why))) if nothing_yet => Outcome::NotBegun(why),
-        Ok(Err(NoHead::NotBegun(why))) => protocol_error(&why),
+        Ok(Err(NoHead::NotBegun(why))) => protocol_error(why.why()),
         Ok(Err(NoHead::Ended)) if nothing_yet => {
             Outcome::Stale("closed without a response".to_owned())
         }

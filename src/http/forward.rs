@@ -32,7 +32,7 @@ use crate::runtime::Runtime;
 /// say that it has not begun with it.
 const REPLAY_BYTES: usize = 16 << 10;
 /// Tries after such a word.
-const REPLAYS_MAX: u32 = 2;
+const REPLAYS_MAX: u32 = 5;
 
 /// The client's side of one request.
 pub(crate) trait Downstream<R: Runtime> {
@@ -254,6 +254,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 }
                 // Whatever it is: it was not begun (RFC 9113, section 8.7).
                 Outcome::NotBegun(why) if kept.is_whole() && replays < REPLAYS_MAX => {
+                    let why = why.why();
                     debug!("{}: service {}: {why}", self.http.name, service.of.name);
                     replays += 1;
                     again = Some(index);
@@ -364,7 +365,10 @@ impl<'h, R: Runtime> Journey<'h, R> {
         let runtime = self.http.runtime();
         let (incoming, outgoing) = match lease.ask(made, self.request) {
             Ok(sides) => sides,
-            Err(error) => return Outcome::NotBegun(error.to_string()),
+            Err(why) => {
+                lease.shared.has_not_begun(why);
+                return Outcome::NotBegun(why);
+            }
         };
         let up = Side {
             incoming,
@@ -372,6 +376,9 @@ impl<'h, R: Runtime> Journey<'h, R> {
             timers: &mut Timers::new(runtime),
         };
         let outcome = exchange::run(runtime, down.side(), up, question, kept, response_head).await;
+        if let Outcome::NotBegun(why) = outcome {
+            lease.shared.has_not_begun(why);
+        }
         // The connection was ended because its peer is not trusted any more.
         match (outcome, lease.shared.loss()) {
             (Outcome::Stale(_) | Outcome::UpstreamFailed { .. }, Some(loss)) => {
@@ -418,12 +425,21 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 self.tally.count(Ended::With(101));
                 upstream.map_or(After::Cut, After::Switched)
             }
-            Outcome::Stale(why) | Outcome::NotBegun(why) => {
+            Outcome::Stale(why) => {
                 drop(upstream);
                 warn!("{name}: service {of}, server {}: {why}", server.address);
                 let reply = Reply {
                     status: 502,
                     error: "connection_terminated",
+                };
+                self.fail(down, reply).await
+            }
+            Outcome::NotBegun(why) => {
+                let why = why.why();
+                warn!("{name}: service {of}, server {}: {why}", server.address);
+                let reply = Reply {
+                    status: 503,
+                    error: "connection_limit_reached",
                 };
                 self.fail(down, reply).await
             }

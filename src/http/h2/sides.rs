@@ -15,7 +15,7 @@ use http::HeaderMap;
 
 use super::convert;
 use crate::http::exchange::{
-    Answered, Answering, Asking, GATHER_BYTES, NoHead, Sink, Source, Watched,
+    Answered, Answering, Asking, GATHER_BYTES, NoHead, NotBegun, Sink, Source, Watched,
 };
 use crate::http::h1::sides::RESPONSE_HEAD;
 use crate::http::message::Framing;
@@ -300,8 +300,11 @@ impl Source for Incoming {
 fn no_head(error: h2::Error) -> NoHead {
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     // A GOAWAY is an error only of streams that it says were not begun.
-    if error.is_remote() && (is_refused || error.is_go_away()) {
-        return NoHead::NotBegun(error.to_string());
+    if error.is_remote() && is_refused {
+        return NoHead::NotBegun(NotBegun::Refused);
+    }
+    if error.is_remote() && error.is_go_away() {
+        return NoHead::NotBegun(NotBegun::Leaving);
     }
     if error.is_io() {
         return NoHead::Failed(io_error(error));

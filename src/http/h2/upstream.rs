@@ -20,6 +20,7 @@ use super::io::Io;
 use super::sides::{Incoming, Out, Outgoing, io_error};
 use super::{FAULTS_MAX, SEND_BUFFER, STREAM_WINDOW};
 use crate::dial::{Admission, DialError, Loss, Upstream};
+use crate::http::exchange::NotBegun;
 use crate::http::message::Framing;
 use crate::http::message::request::Request;
 use crate::http::wire::ReadBuf;
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     send: RefCell<Option<SendRequest<Bytes>>>,
     /// Exchanges under way.
     open: Cell<usize>,
+    /// How many there may be, as far as has been learnt.
+    ceiling: Cell<usize>,
     /// Whether an exchange has begun on it.
     used: Cell<bool>,
     admission: Option<Admission>,
@@ -79,6 +82,7 @@ impl Shared {
         let shared = Rc::new(Self {
             send: RefCell::new(Some(send)),
             open: Cell::new(0),
+            ceiling: Cell::new(STREAMS_MAX),
             used: Cell::new(false),
             admission: dialed.admission,
             lost: RefCell::default(),
@@ -115,8 +119,23 @@ impl Shared {
     /// Whether another exchange may begin on it.
     pub(crate) fn has_room(&self) -> bool {
         let send = self.send.borrow();
-        send.as_ref()
-            .is_some_and(|send| self.open.get() < send.current_max_send_streams().min(STREAMS_MAX))
+        send.as_ref().is_some_and(|send| {
+            let allowed = send.current_max_send_streams();
+            // A backend may count a stream for a while after its end.
+            let allowed = (allowed - allowed / 8).min(self.ceiling.get());
+            self.open.get() < allowed
+        })
+    }
+
+    /// The backend has not begun with an exchange.
+    pub(crate) fn has_not_begun(&self, why: NotBegun) {
+        match why {
+            NotBegun::Refused => {
+                let fewer = self.open.get().saturating_sub(1).max(1);
+                self.ceiling.set(self.ceiling.get().min(fewer));
+            }
+            NotBegun::Leaving => self.retire(),
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -193,17 +212,24 @@ impl Drop for Lease {
 }
 
 impl Lease {
-    /// Sends the head of a request. `Err`: the connection takes none.
+    /// Sends the head of a request. `Err`: nothing of it was sent.
     pub(crate) fn ask(
         &self,
         made: http::Request<()>,
         request: &Request,
-    ) -> Result<(Incoming, Outgoing), h2::Error> {
+    ) -> Result<(Incoming, Outgoing), NotBegun> {
         let mut send = self.shared.send.borrow_mut();
         // What has been leased may have been retired since.
-        let send = send.as_mut().ok_or(h2::Reason::REFUSED_STREAM)?;
+        let send = send.as_mut().ok_or(NotBegun::Leaving)?;
         let ends = matches!(request.framing, Framing::Empty | Framing::Length(0));
-        let (response, content) = send.send_request(made, ends)?;
+        let sent = send.send_request(made, ends);
+        let (response, content) = sent.map_err(|error| {
+            if error.is_go_away() || error.is_io() {
+                NotBegun::Leaving
+            } else {
+                NotBegun::Refused
+            }
+        })?;
         let out = if ends { Out::ended() } else { Out::default() };
         Ok((Incoming::new(response), Outgoing::new(content, out)))
     }
