@@ -13,6 +13,11 @@ crate::on_both!(
     a_wrong_identity_is_502_and_no_request_is_sent,
     a_backend_that_takes_no_request_is_504,
     an_answer_reaches_a_client_that_is_still_sending,
+    a_body_that_trickles_is_408,
+    a_response_that_is_taken_too_slowly_is_cut,
+    a_trailer_that_can_only_be_a_field_is_refused,
+    a_request_that_runs_in_a_circle_is_508,
+    options_that_are_not_to_go_further_are_answered,
 );
 
 fn an_unasked_101_is_a_bad_gateway(on: On) {
@@ -352,4 +357,132 @@ fn an_answer_reaches_a_client_that_is_still_sending(on: On) {
         "{head}"
     );
     sender.join().unwrap();
+}
+
+/// After ten seconds of waiting for it; what came early counts.
+fn a_body_that_trickles_is_408(on: On) {
+    let backend = Backend::plain(|wire| drop(wire.read_to_end(&mut Vec::new())));
+    let proxy = plain_http(on, &backend, "http.minBodyRate = 1000000");
+    let mut client = proxy.connect("web");
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        .unwrap();
+    let mut writer = client.try_clone().unwrap();
+    // Never silent for as long as readTimeout.
+    let trickle = std::thread::spawn(move || {
+        while writer.write_all(b"x").is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    });
+    let began = std::time::Instant::now();
+    let answer = read_to_end(&mut client);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(began.elapsed() >= std::time::Duration::from_secs(9));
+    drop(client.shutdown(std::net::Shutdown::Both));
+    trickle.join().unwrap();
+}
+
+fn a_response_that_is_taken_too_slowly_is_cut(on: On) {
+    let (cut, was_cut) = std::sync::mpsc::channel();
+    let cut = Mutex::new(cut);
+    let backend = Backend::plain(move |wire| {
+        if read_head(wire).is_some() {
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+            wire.write_all(head).unwrap();
+            while wire.write_all(&[0; 65536]).is_ok() {}
+            cut.lock().unwrap().send(()).unwrap();
+        }
+    });
+    let proxy = plain_http(on, &backend, "http.minBodyRate = 1000000000");
+    let mut client = proxy.connect("web");
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    // It takes a little now and then, so that no write is without progress.
+    let mut some = [0; 20_000];
+    let until = std::time::Instant::now() + crate::support::DEADLINE;
+    while was_cut.try_recv().is_err() {
+        assert!(std::time::Instant::now() < until, "it is never cut");
+        drop(client.read(&mut some));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// RFC 9110, section 6.5.1.
+fn a_trailer_that_can_only_be_a_field_is_refused(on: On) {
+    let backend = Backend::plain(|wire| drop(wire.read_to_end(&mut Vec::new())));
+    let proxy = plain_http(on, &backend, "");
+    for name in [
+        "Content-Length: 5",
+        "Transfer-Encoding: chunked",
+        "Host: evil.test",
+        "Authorization: Bearer x",
+        "Cookie: a=b",
+        "Content-Type: text/evil",
+        "Connection: close",
+        "TE: trailers",
+        "X-Forwarded-For: 1.2.3.4",
+        "X_Forwarded_For: 1.2.3.4",
+        "Forwarded: for=1.2.3.4",
+    ] {
+        let answer = proxy.talk(
+            "web",
+            &format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{name}\r\n\r\n"),
+        );
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{name}: {answer}");
+    }
+    // Of a response it is never completed.
+    let backend = Backend::plain(|wire| {
+        if read_head(wire).is_some() {
+            wire.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+                .unwrap();
+            wire.write_all(b"0\r\nContent-Length: 5\r\n\r\n").unwrap();
+            drop(wire.read(&mut [0]));
+        }
+    });
+    let proxy = plain_http(on, &backend, "");
+    let answer = proxy.get("web", "/");
+    assert!(
+        answer.ends_with("<reset>") || answer.starts_with("HTTP/1.1 502 "),
+        "{answer}"
+    );
+}
+
+/// RFC 9110, section 7.6.3.
+fn a_request_that_runs_in_a_circle_is_508(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let proxy = plain_http(on, &backend, "");
+    let ask = |hops: usize| {
+        let via = vec!["1.1 svidgate, 1.0 other (svidgate)"; hops].join(", ");
+        proxy.talk(
+            "web",
+            &format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nVia: {via}\r\n\r\n"),
+        )
+    };
+    assert!(ask(15).starts_with("HTTP/1.1 200 "));
+    let answer = ask(16);
+    assert!(
+        answer.starts_with("HTTP/1.1 508 Loop Detected\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("error=proxy_loop_detected\r\n"), "{answer}");
+}
+
+/// RFC 9110, section 7.6.2.
+fn options_that_are_not_to_go_further_are_answered(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let proxy = plain_http(on, &backend, "");
+    let ask = |method: &str, left: &str| {
+        proxy.talk(
+            "web",
+            &format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nMax-Forwards: {left}\r\n\r\n"),
+        )
+    };
+    let answer = ask("OPTIONS", "0");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\r\nAllow: GET, HEAD, POST,"), "{answer}");
+    assert!(answer.contains("\r\nContent-Length: 0\r\n"), "{answer}");
+    assert_eq!(backend.accepted(), 0);
+    assert!(ask("OPTIONS", "3").contains("\r\nMax-Forwards: 2\r\n"));
+    assert!(ask("GET", "0").contains("\r\nMax-Forwards: 0\r\n"));
 }
