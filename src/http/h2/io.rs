@@ -12,6 +12,29 @@ use crate::http::wire::ReadBuf;
 
 /// What is gathered before it is written.
 const OUT_BYTES: usize = 32 << 10;
+/// Reads in one turn of a connection. The crate reads for as long as there is
+/// something, and a peer that always has something must not keep a worker from
+/// others.
+const READS_PER_TURN: u32 = 16;
+
+/// What the owner of a connection knows of its reads.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    count: Cell<u64>,
+    left: Cell<u32>,
+}
+
+impl Reads {
+    /// How often something has come.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// Another turn begins.
+    pub(crate) fn allow(&self) {
+        self.left.set(READS_PER_TURN);
+    }
+}
 
 /// A stream with what was read ahead of it. Frames are gathered until a flush,
 /// so that a head and its content are one write, and one TLS record.
@@ -21,7 +44,7 @@ pub(crate) struct Io<S> {
     ahead: ReadBuf,
     out: Vec<u8>,
     sent: usize,
-    reads: Rc<Cell<u64>>,
+    reads: Rc<Reads>,
 }
 
 impl<S> Io<S> {
@@ -35,8 +58,7 @@ impl<S> Io<S> {
         }
     }
 
-    /// Grows with each read that brought something.
-    pub(crate) fn reads(&self) -> Rc<Cell<u64>> {
+    pub(crate) fn reads(&self) -> Rc<Reads> {
         Rc::clone(&self.reads)
     }
 }
@@ -57,10 +79,16 @@ impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for Io<S> {
             }
             return Poll::Ready(Ok(()));
         }
+        let left = this.reads.left.get();
+        if left == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let n = ready!(Pin::new(&mut this.stream).poll_read(cx, buf.initialize_unfilled()))?;
         buf.advance(n);
+        this.reads.left.set(left - 1);
         if n > 0 {
-            this.reads.set(this.reads.get().wrapping_add(1));
+            this.reads.count.set(this.reads.count.get().wrapping_add(1));
         }
         Poll::Ready(Ok(()))
     }

@@ -19,7 +19,7 @@ use h2::{Reason, RecvStream};
 use log::{debug, error, info};
 
 use super::convert;
-use super::io::Io;
+use super::io::{Io, Reads};
 use super::sides::{Answer, Ask, Body, Respond};
 use super::{FAULTS_MAX, SEND_BUFFER, STREAM_WINDOW};
 use crate::drain::Running;
@@ -55,6 +55,8 @@ pub(crate) async fn serve<R: Runtime>(
         .max_header_list_size(u32::try_from(entry.head.bytes_max).unwrap_or(u32::MAX))
         .max_local_error_reset_streams(Some(FAULTS_MAX));
     let io = Io::new(stream, ahead);
+    let reads = io.reads();
+    reads.allow();
     let runtime = http.runtime();
     let shaken = within(
         runtime,
@@ -80,6 +82,7 @@ pub(crate) async fn serve<R: Runtime>(
         timer: runtime.timer(),
         idle_since: Some(runtime.now()),
         is_leaving: false,
+        reads,
     };
     let mut streams = FuturesUnordered::new();
     let mut connection = connection;
@@ -99,6 +102,7 @@ struct Serving<'h, R: Runtime> {
     idle_since: Option<Instant>,
     /// It has been said that no further stream is taken.
     is_leaving: bool,
+    reads: Rc<Reads>,
 }
 
 type Connection<'s, S> = h2::server::Connection<Io<&'s mut S>, Bytes>;
@@ -111,12 +115,9 @@ impl<'h, R: Runtime> Serving<'h, R> {
         connection: &mut Connection<'_, R::Stream>,
         streams: &mut Streams<'h>,
     ) -> Poll<End> {
-        if !self.is_leaving
-            && (self.keeping.is_over(self.served, self.http.runtime().now())
-                || self.running.poll_stopping(cx).is_ready())
-        {
-            self.is_leaving = true;
-            connection.graceful_shutdown();
+        self.reads.allow();
+        if self.is_last_request() || self.running.poll_stopping(cx).is_ready() {
+            self.leave(connection);
         }
         loop {
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
@@ -125,26 +126,46 @@ impl<'h, R: Runtime> Serving<'h, R> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.served += 1;
                     streams.push(self.stream(request, respond));
-                    if !self.is_leaving
-                        && self.keeping.is_over(self.served, self.http.runtime().now())
-                    {
-                        self.is_leaving = true;
-                        connection.graceful_shutdown();
+                    if self.is_last_request() {
+                        self.leave(connection);
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    info!("{}: {}: {error}", self.http.name, self.client.ip);
+                    debug!("{}: {}: {error}", self.http.name, self.client.ip);
                     return Poll::Ready(End::Gone);
                 }
                 Poll::Ready(None) => return Poll::Ready(End::Quiet),
                 Poll::Pending => break,
             }
         }
-        self.poll_idle(cx, streams.is_empty())
+        if self.poll_idle(cx, streams.is_empty()).is_pending() {
+            return Poll::Pending;
+        }
+        if self.is_leaving {
+            return Poll::Ready(End::Quiet);
+        }
+        // A word of goodbye first.
+        self.leave(connection);
+        self.idle_since = None;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_last_request(&self) -> bool {
+        let now = self.http.runtime().now();
+        self.keeping.is_over(self.served, now)
+    }
+
+    /// No further stream is taken.
+    fn leave(&mut self, connection: &mut Connection<'_, R::Stream>) {
+        if !self.is_leaving {
+            self.is_leaving = true;
+            connection.graceful_shutdown();
+        }
     }
 
     /// How long a connection without streams may stay.
-    fn poll_idle(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Poll<End> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Poll<()> {
         let now = self.http.runtime().now();
         self.idle_since = is_idle.then(|| self.idle_since.unwrap_or(now));
         if self.running.is_stopping() {
@@ -161,7 +182,7 @@ impl<'h, R: Runtime> Serving<'h, R> {
         let end = self.idle_since.zip(limit);
         let end = end.and_then(|(since, limit): (Instant, Duration)| since.checked_add(limit));
         self.timer.set(end);
-        self.timer.poll(cx).map(|()| End::Quiet)
+        self.timer.poll(cx)
     }
 
     /// One request. Whatever begins now is served by what a reload may have

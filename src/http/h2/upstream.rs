@@ -16,7 +16,7 @@ use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
 use log::{debug, info};
 
-use super::io::Io;
+use super::io::{Io, Reads};
 use super::sides::{Incoming, Out, Outgoing, io_error};
 use super::{FAULTS_MAX, SEND_BUFFER, STREAM_WINDOW};
 use crate::dial::{Admission, DialError, Loss, Upstream};
@@ -151,13 +151,9 @@ impl Shared {
         match admission.is_fit(unix_now()) {
             Ok(()) => true,
             Err(why) => {
-                if self.is_open() {
-                    let usage = if self.open.get() == 0 {
-                        "idle"
-                    } else {
-                        "exchange"
-                    };
-                    admission.count_closed(usage, &why);
+                // What is under way is counted when its time is over.
+                if self.is_open() && self.open.get() == 0 {
+                    admission.count_closed("idle", &why);
                 }
                 self.retire();
                 false
@@ -256,10 +252,11 @@ impl<R: Runtime> Driver<R> {
             return Poll::Ready(());
         };
         *self.shared.waker.borrow_mut() = Some(cx.waker().clone());
+        self.pings.reads.allow();
         if let Some(admission) = &self.shared.admission
             && let Poll::Ready(loss) = admission.poll_over(cx)
         {
-            if self.shared.open.get() > 0 || self.shared.is_open() {
+            if self.shared.open.get() > 0 {
                 admission.count_closed("exchange", &loss);
             }
             // Before the streams hear that their connection is gone.
@@ -312,7 +309,7 @@ struct Pings {
     ping: Option<PingPong>,
     after: Option<Duration>,
     limit: Duration,
-    reads: Rc<Cell<u64>>,
+    reads: Rc<Reads>,
     seen: u64,
     /// When something last came.
     last: Instant,
@@ -325,8 +322,8 @@ impl Pings {
         let (Some(after), Some(ping)) = (self.after, &mut self.ping) else {
             return Ok(None);
         };
-        if self.seen != self.reads.get() {
-            self.seen = self.reads.get();
+        if self.seen != self.reads.count() {
+            self.seen = self.reads.count();
             self.last = now;
         }
         if let Some(sent) = self.sent {
