@@ -1,8 +1,10 @@
 # `make` says what there is. CI runs `make check` and `make test`, nothing else.
 CARGO ?= cargo
 DENY_VERSION = 0.20.2
+FUZZ_VERSION = 0.13.2
+FUZZ_TARGETS = request_head response_head chunked_body h2_to_h1 config svid_leaf
 
-.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench
+.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench soak fuzz fuzz-smoke hostile
 
 help:
 	@echo 'make build              the release binary, target/release/svidgate'
@@ -12,6 +14,9 @@ help:
 	@echo 'make test               every test'
 	@echo 'make check              formatting, clippy, documentation, licences and bans'
 	@echo 'make soak               load for 2 minutes (SOAK_SECONDS=) while everything is changed around it'
+	@echo 'make fuzz               every fuzzing target for 10 minutes (FUZZ_SECONDS=)'
+	@echo 'make fuzz-smoke         every fuzzing target for 10 seconds'
+	@echo 'make hostile            slow clients, floods, streams without end (HOSTILE=slow|h2load|memory|stream: one of them)'
 	@echo 'make bench              CPU per request beside nginx and HAProxy'
 	@echo 'make fixtures           make the certificates in fixtures/ anew'
 	@echo 'make fmt                format the code'
@@ -60,3 +65,21 @@ bench: build
 	$(CARGO) build --release --locked --example world
 	python3 benches/compare.py --workers 1
 	python3 benches/compare.py --workers 2
+
+# Without a sanitizer, and so on the stable toolchain: there is no unsafe code of ours for one to watch. What is found
+# goes to fuzz/artifacts, inputs that reach new code to fuzz/work; seeds, in fuzz/corpus, are chosen by hand.
+fuzz: FUZZ_SECONDS ?= 600
+fuzz-smoke: FUZZ_SECONDS = 10
+fuzz fuzz-smoke:
+	@$(CARGO) fuzz --version 2>/dev/null | grep -qF $(FUZZ_VERSION) || \
+	  $(CARGO) install --locked --version $(FUZZ_VERSION) cargo-fuzz
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/work/$$target; \
+	  $(CARGO) fuzz run -s none $$target fuzz/work/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
+	done
+
+hostile: build
+	@command -v slowhttptest >/dev/null && command -v h2load >/dev/null || \
+	  apt-get install --yes --no-install-recommends slowhttptest nghttp2-client
+	python3 benches/hostile.py $(HOSTILE)

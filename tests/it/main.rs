@@ -24,6 +24,8 @@ mod config;
 mod drain;
 // The README's claims: its files load, every key is in it.
 mod documents;
+// What fuzzing looks for, on its seeds and what is near them.
+mod fuzz_corpus;
 // HTTP/1.1 through the proxy, byte for byte.
 mod http;
 // HTTP/2 through the proxy, on either side of it.
