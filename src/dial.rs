@@ -416,11 +416,19 @@ fn seconds(unix: i64) -> Duration {
     Duration::from_secs(u64::try_from(unix).unwrap_or(0))
 }
 
+/// What a socket may hold that the kernel could not send yet. Left alone it
+/// takes megabytes for each peer that does not read, and all memory that the
+/// kernel has for TCP for a thousand of them.
+#[cfg(target_os = "linux")]
+const NOT_SENT_MAX: u32 = 128 << 10;
+
 /// What every proxied socket is set to.
 pub(crate) fn set_options<S: Stream>(socket: &S, keep_alive: Option<Duration>) -> io::Result<()> {
     use rustix::net::sockopt;
     // Each write is a whole message or all there is: nothing to wait for.
     sockopt::set_tcp_nodelay(socket.socket(), true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&socket.socket()).set_tcp_notsent_lowat(NOT_SENT_MAX)?;
     if let Some(period) = keep_alive {
         sockopt::set_socket_keepalive(socket.socket(), true)?;
         sockopt::set_tcp_keepidle(socket.socket(), period)?;

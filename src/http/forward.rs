@@ -214,7 +214,8 @@ impl<'h, R: Runtime> Journey<'h, R> {
         // A server that is tried once more, on a new connection.
         let mut again = None;
         let mut replays = 0;
-        let mut kept = Kept::new(REPLAY_BYTES);
+        let may_refuse = service.slots.iter().any(|slot| slot.may_share());
+        let mut kept = Kept::new(if may_refuse { REPLAY_BYTES } else { 0 });
         loop {
             let may_reuse = again.is_none();
             let next = again

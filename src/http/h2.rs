@@ -13,8 +13,6 @@ pub(crate) mod upstream;
 
 /// What a client that knows begins with (RFC 9113, section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a stream may send before it is read.
-pub(crate) const STREAM_WINDOW: u32 = 64 << 10;
 /// What a stream may hold that was not sent yet.
 pub(crate) const SEND_BUFFER: usize = 64 << 10;
 /// Streams that a peer may have us reset by its faults before the connection

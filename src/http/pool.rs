@@ -398,7 +398,7 @@ impl<R: Runtime> Pool<R> {
 
 impl<R: Runtime> Slot<R> {
     /// Whether a connection may turn out to be one that can be shared.
-    fn may_share(&self) -> bool {
+    pub(crate) fn may_share(&self) -> bool {
         match self.scheme {
             Scheme::Http => false,
             Scheme::Https => self.transport.http2 && self.chose.get() != Chose::Http1,

@@ -74,8 +74,14 @@ impl ReadBuf {
         stream: &RefCell<S>,
         max: usize,
     ) -> Poll<io::Result<usize>> {
+        let is_new = self.bytes.is_empty();
         let space = self.space(max);
-        let n = ready!(Pin::new(&mut *stream.borrow_mut()).poll_read(cx, space))?;
+        let polled = Pin::new(&mut *stream.borrow_mut()).poll_read(cx, space);
+        if is_new && polled.is_pending() {
+            // Until something has come, a connection holds nothing for it.
+            self.bytes = Vec::new();
+        }
+        let n = ready!(polled)?;
         self.end += n;
         Poll::Ready(Ok(n))
     }

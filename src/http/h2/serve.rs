@@ -21,7 +21,7 @@ use log::{debug, error, info};
 use super::convert;
 use super::io::{Io, Reads};
 use super::sides::{Answer, Ask, Body, Respond};
-use super::{FAULTS_MAX, SEND_BUFFER, STREAM_WINDOW};
+use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::drain::Running;
 use crate::http::exchange::{Side, Sink};
 use crate::http::fields::Client;
@@ -34,6 +34,9 @@ use crate::http::wire::{Pace, ReadBuf, Timers, send_all};
 use crate::http::{End, FIRST_REQUEST, Http, Keeping};
 use crate::runtime::{Runtime, Timer, within};
 
+/// What a stream may send before it is read. A thousand clients may do so at
+/// once, and what they send is held twice over in the crate's buffers.
+const STREAM_WINDOW: u32 = 32 << 10;
 /// What all streams of a connection may send before it is read.
 const CONNECTION_WINDOW: u32 = 128 << 10;
 

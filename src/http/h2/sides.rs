@@ -30,6 +30,8 @@ pub(crate) struct Body {
     recv: RecvStream,
     /// What has come and was not moved yet.
     chunk: Bytes,
+    /// What was moved, and counts against the sender until it is gone.
+    owed: usize,
     /// What may still come. `None`: what comes.
     left: Option<u64>,
     has_ended: bool,
@@ -47,6 +49,7 @@ impl Body {
             has_ended: recv.is_end_stream(),
             recv,
             chunk: Bytes::new(),
+            owed: 0,
             left,
             trailers: None,
         }
@@ -68,8 +71,7 @@ impl Source for Body {
         if n > 0 {
             sink.put(&self.chunk);
             self.chunk = Bytes::new();
-            // It fails only for a stream that is gone, of which no more comes.
-            let _released = self.recv.flow_control().release_capacity(n);
+            self.owed += n;
         }
         Ok(moved)
     }
@@ -83,6 +85,12 @@ impl Source for Body {
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
+        // More is waited for once what came before has been sent.
+        let owed = std::mem::take(&mut self.owed);
+        if owed > 0 {
+            // It fails only for a stream that is gone, of which no more comes.
+            let _released = self.recv.flow_control().release_capacity(owed);
+        }
         match ready!(self.recv.poll_data(cx)) {
             Some(Ok(chunk)) => {
                 let n = chunk.len();

@@ -18,7 +18,7 @@ use log::{debug, info};
 
 use super::io::{Io, Reads};
 use super::sides::{Incoming, Out, Outgoing, io_error};
-use super::{FAULTS_MAX, SEND_BUFFER, STREAM_WINDOW};
+use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::dial::{Admission, DialError, Loss, Upstream};
 use crate::http::exchange::NotBegun;
 use crate::http::message::Framing;
@@ -29,6 +29,8 @@ use crate::runtime::{Runtime, Timer, within};
 use crate::tls::unix_now;
 use crate::transport::HttpTransport;
 
+/// What a stream may send before it is read.
+const STREAM_WINDOW: u32 = 64 << 10;
 /// What all streams of a connection may send before it is read.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Exchanges on one connection, whatever the backend allows.
