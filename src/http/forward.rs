@@ -143,7 +143,12 @@ impl<'h, R: Runtime> Journey<'h, R> {
         if forwards_left(self.head, self.request) == Some(0) {
             return self.fail(down, Reply::OPTIONS).await;
         }
-        let Some(index) = self.route() else {
+        let route = self.route();
+        // It asks about the server, not about what is behind it.
+        if route.is_none() && self.request.target(self.head) == b"*" {
+            return self.fail(down, Reply::OPTIONS).await;
+        }
+        let Some(index) = route else {
             debug!("{name}: {ip}: no router matches");
             let reply = Reply {
                 status: 404,
@@ -173,7 +178,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
         if self.plan.looks_at_path && request::is_ambiguous_path(path) {
             return Err((
                 Reply::request_error(400),
-                "the path has an encoded slash, backslash or NUL, and routers here look at paths",
+                "the path has an encoded slash or backslash, and routers here look at paths",
             ));
         }
         if is_loop(self.head) {

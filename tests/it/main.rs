@@ -42,6 +42,8 @@ mod reload;
 mod tcp;
 // Open connections and the trust in their peers.
 mod trust;
+// Messages of public suites, and our verdict on each.
+mod vectors;
 // Whom the verifier admits, case by case.
 mod verifier;
 // The proxy in a world with an agent, a CA and backends.

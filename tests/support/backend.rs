@@ -150,7 +150,7 @@ pub fn read_head(wire: &mut (impl Read + ?Sized)) -> Option<String> {
             _ => return None,
         }
     }
-    Some(undated(&String::from_utf8(head).unwrap()))
+    Some(undated(&String::from_utf8_lossy(&head)))
 }
 
 /// What the proxy has written, without the dates that it has to add where an

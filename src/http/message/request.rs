@@ -382,6 +382,12 @@ pub(crate) fn check_path(path: &[u8]) -> Result<(), Refusal> {
             if !high.is_ascii_hexdigit() || !low.is_ascii_hexdigit() {
                 return Err(Refusal::bad("the target has a broken percent-encoding"));
             }
+            // What a backend puts into a log, a file name or a field.
+            if matches!((high, low), (b'0', b'0' | b'a' | b'A' | b'd' | b'D')) {
+                return Err(Refusal::bad(
+                    "the target's path has an encoded NUL or line end",
+                ));
+            }
             rest = after;
         } else if !is_path_char(*first) {
             return Err(Refusal::bad(
@@ -418,13 +424,13 @@ fn has_dot_segment(path: &[u8]) -> bool {
 }
 
 /// Whether a backend could read another path in it than a router does: an
-/// encoded slash, backslash or NUL (see the README's behaviour table).
+/// encoded slash or backslash (see the README's behaviour table).
 #[must_use]
 pub fn is_ambiguous_path(path: &[u8]) -> bool {
     memchr::memchr_iter(b'%', path).any(|at| {
         matches!(
             path.get(at + 1..at + 3),
-            Some([b'2', b'f' | b'F'] | [b'5', b'c' | b'C'] | [b'0', b'0'])
+            Some([b'2', b'f' | b'F'] | [b'5', b'c' | b'C'])
         )
     })
 }
