@@ -1,5 +1,6 @@
 //! HTTP/1.1 through the proxy. Wire text is written out in full.
 
+mod checklist;
 mod cuts;
 mod faults;
 mod fields;
