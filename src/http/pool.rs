@@ -333,7 +333,9 @@ impl<R: Runtime> Pool<R> {
         }
         let transport = &slot.transport;
         let shared = Shared::start(runtime, transport, dialed, &slot.shared_now).await?;
-        if !slot.retired.get() {
+        if slot.retired.get() {
+            shared.ends_with_its_exchanges();
+        } else {
             slot.shared.borrow_mut().push(Rc::clone(&shared));
             self.watch();
         }

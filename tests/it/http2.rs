@@ -1,5 +1,6 @@
 //! HTTP/2 through the proxy, on either side of it.
 
+mod cuts;
 mod floods;
 mod from_clients;
 mod grpc;

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     ceiling: Cell<usize>,
     /// Whether an exchange has begun on it.
     used: Cell<bool>,
+    /// Nobody else will use it: it ends with the exchanges that it has.
+    is_last: Cell<bool>,
     admission: Option<Admission>,
     /// Why its peer is not talked to any more.
     lost: RefCell<Option<Loss>>,
@@ -86,6 +88,7 @@ impl Shared {
             open: Cell::new(0),
             ceiling: Cell::new(STREAMS_MAX),
             used: Cell::new(false),
+            is_last: Cell::new(false),
             admission: dialed.admission,
             lost: RefCell::default(),
             waker: RefCell::default(),
@@ -163,6 +166,11 @@ impl Shared {
         }
     }
 
+    /// Nobody but who has a place on it will use it.
+    pub(crate) fn ends_with_its_exchanges(&self) {
+        self.is_last.set(true);
+    }
+
     /// Nothing further begins on it. It ends with its last exchange.
     pub(crate) fn retire(&self) {
         drop(self.send.take());
@@ -203,7 +211,12 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let left = self.shared.open.get().saturating_sub(1);
         self.shared.open.set(left);
-        if left == 0 {
+        if left > 0 {
+            return;
+        }
+        if self.shared.is_last.get() {
+            self.shared.retire();
+        } else {
             self.shared.wake();
         }
     }
