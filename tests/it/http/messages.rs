@@ -14,6 +14,7 @@ crate::on_both!(
     expect_continue_waits_for_the_backend,
     an_early_answer_is_delivered_while_the_body_is_still_coming,
     an_upgrade_becomes_a_tunnel_after_101_only,
+    a_silent_upgrade_or_response_is_ended,
     every_split_of_a_conversation_gives_the_same_result,
     a_foreign_client_and_a_foreign_origin_understand_each_other,
 );
@@ -293,6 +294,54 @@ fn an_upgrade_becomes_a_tunnel_after_101_only(on: On) {
     assert_eq!(&got, b"early first second");
     client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&mut client), "");
+}
+
+/// `streamIdleTimeout`, and what is counted of an upgrade.
+fn a_silent_upgrade_or_response_is_ended(on: On) {
+    let backend = Backend::plain(|wire| {
+        let head = read_head(wire).unwrap();
+        let answer = if head.contains("Upgrade") {
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhi"
+        } else {
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi"
+        };
+        wire.write_all(answer.as_bytes()).unwrap();
+        drop(wire.read(&mut [0]));
+    });
+    let proxy = Running::start(
+        on,
+        &format!(
+            r#"
+[admin]
+address = "127.0.0.1:0"
+[entryPoints.web]
+address = "127.0.0.1:0"
+[http.routers.api]
+rule = "PathPrefix(`/`)"
+service = "api"
+[http.services.api.loadBalancer]
+serversTransport = "t"
+servers = [{{ url = "http://{}" }}]
+[http.serversTransports.t.forwardingTimeouts]
+streamIdleTimeout = "100ms"
+"#,
+            backend.address
+        ),
+    );
+    for upgrade in ["", "Connection: upgrade\r\nUpgrade: websocket\r\n"] {
+        let mut client = proxy.connect("web");
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n");
+        client.write_all(request.as_bytes()).unwrap();
+        let answer = read_to_end(&mut client);
+        assert!(answer.ends_with("<reset>"), "{answer}");
+    }
+    let count = |class: &str| {
+        let series = format!(
+            "svidgate_requests_total{{entrypoint=\"web\",service=\"api\",class=\"{class}\"}}"
+        );
+        proxy.metric(&series)
+    };
+    assert_eq!((count("1xx"), count("cut")), (Some(1.0), Some(1.0)));
 }
 
 fn every_split_of_a_conversation_gives_the_same_result(on: On) {
