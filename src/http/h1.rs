@@ -1,5 +1,5 @@
 //! HTTP/1.1. Parsing and writing are without I/O: bytes in, structure out, and
-//! back; [`sides`] and [`serve`] put them on connections.
+//! back; `sides` and `serve` put them on connections.
 //!
 //! The policy is *strict in, canonical out*. A head is parsed once into a
 //! structure; whatever two readers could understand differently is refused,
