@@ -194,7 +194,8 @@ pub(crate) enum Outcome {
     NotBegun(NotBegun),
     /// The upstream failed before its response began.
     UpstreamFailed { reply: Reply, why: String },
-    /// The request turned out bad before a response began.
+    /// The request turned out bad before a response began, or its connection
+    /// did: there can be no other after it.
     RequestFailed { reply: Reply, why: &'static str },
     /// A response had begun, and could not be finished: the client must not
     /// take what it got for the whole.
@@ -272,6 +273,8 @@ struct Flow {
     sent_at: Cell<Option<Instant>>,
     /// A byte of a final response went to the client.
     begun: Cell<bool>,
+    /// Since when the client may be waiting to be told to go on.
+    held_at: Cell<Option<Instant>>,
     /// The upstream has said that it wants the content.
     continued: Cell<bool>,
     /// Grows with each piece that came down.
@@ -334,8 +337,13 @@ where
     ));
     poll_fn(|cx| {
         let sent = sending.as_mut().poll(cx);
+        let had_continued = flow.continued.get();
         if let Poll::Ready(outcome) = receiving.as_mut().poll(cx) {
             return Poll::Ready(outcome);
+        }
+        if flow.continued.get() != had_continued {
+            // It is news for the other direction, which was asked before.
+            cx.waker().wake_by_ref();
         }
         // The request side ends only when it fails.
         match sent {
@@ -430,10 +438,23 @@ async fn send<R: Runtime>(
         if body.has_more() {
             continue;
         }
-        // It is not the client that is slow, while it waits to be told to go on.
-        let holds_back = request.expects_continue && total == 0 && !flow.continued.get();
-        let pace = if holds_back { &mut no_pace } else { &mut pace };
-        match more(runtime, body, read_timer, terms.read_timeout, pace).await {
+        if request.expects_continue && total == 0 && !flow.continued.get() {
+            match held(runtime, body, read_timer, terms.half_closed_timeout, flow).await {
+                Ok(Held::Sent) => continue,
+                Ok(Held::Continued) => {}
+                Ok(Held::Ended) | Err(Stop::Io(_)) => return Outcome::ClientGone,
+                Err(Stop::Timeout) => {
+                    return Outcome::UpstreamFailed {
+                        reply: Reply {
+                            status: 504,
+                            error: "http_response_timeout",
+                        },
+                        why: "no answer to Expect: 100-continue (idleTimeout)".to_owned(),
+                    };
+                }
+            }
+        }
+        match more(runtime, body, read_timer, terms.read_timeout, &mut pace).await {
             Ok(true) => {}
             Ok(false) | Err(Stop::Io(_)) => return Outcome::ClientGone,
             Err(Stop::Timeout) => {
@@ -465,6 +486,45 @@ async fn send<R: Runtime>(
         read_timer.poll(cx).map(|()| Outcome::ClientGone)
     })
     .await
+}
+
+/// What has ended the wait of a client that expects to be told to go on.
+enum Held {
+    /// It has gone on by itself.
+    Sent,
+    /// It was told.
+    Continued,
+    /// It has sent its last byte.
+    Ended,
+}
+
+/// Waits for the content of a client that may be waiting for 100 (RFC 9110,
+/// section 10.1.1): it is the upstream's turn, so its time counts and not the
+/// client's.
+async fn held<R: Runtime>(
+    runtime: &R,
+    body: &mut impl Source,
+    timer: &mut R::Timer,
+    limit: Option<Duration>,
+    flow: &Flow,
+) -> Result<Held, Stop> {
+    let now = runtime.now();
+    flow.held_at.set(Some(now));
+    timer.set(limit.and_then(|limit| now.checked_add(limit)));
+    let result = poll_fn(|cx| {
+        if let Poll::Ready(came) = body.poll_more(cx) {
+            let held = came.map(|n| n.map_or(Held::Ended, |_| Held::Sent));
+            return Poll::Ready(held.map_err(Stop::Io));
+        }
+        if flow.continued.get() {
+            return Poll::Ready(Ok(Held::Continued));
+        }
+        timer.poll(cx).map(|()| Err(Stop::Timeout))
+    })
+    .await;
+    timer.set(None);
+    flow.held_at.set(None);
+    result
 }
 
 /// Brings the response down.
@@ -514,10 +574,10 @@ async fn receive<R: Runtime>(
     };
     if response.status == 101 {
         if flow.sent_at.get().is_none() {
-            return protocol_error("101 before the request was sent");
+            return not_asked_for("101 before the request was sent");
         }
         if !request.wants_upgrade || !switches_to_what_was_asked(asked.head, head) {
-            return protocol_error("101 to a request that did not ask for that protocol");
+            return not_asked_for("101 to a request that did not ask for that protocol");
         }
         down.inform(head, &response);
         flow.begun.set(true);
@@ -561,10 +621,11 @@ async fn next_head<T: Timer>(
     let result = poll_fn(|cx| match up.poll_head(cx, head, to) {
         Poll::Ready(result) => Poll::Ready(Ok(result)),
         Poll::Pending => {
-            // The time runs from the request's last byte on.
+            // The time runs from the request's last byte on, or from when it
+            // is held back.
             let limit = terms.response_header_timeout;
             let deadline = limit
-                .zip(flow.sent_at.get())
+                .zip(flow.sent_at.get().or(flow.held_at.get()))
                 .and_then(|(limit, sent_at)| sent_at.checked_add(limit));
             timer.set(deadline);
             timer.poll(cx).map(Err)
@@ -674,6 +735,17 @@ fn client_write_failed(stop: Stop) -> Outcome {
             Outcome::Cut("the client did not read in time (writeTimeout, minBodyRate)".to_owned())
         }
         Stop::Io(_) => Outcome::ClientGone,
+    }
+}
+
+/// Neither side can be sure of what the other speaks now.
+fn not_asked_for(why: &'static str) -> Outcome {
+    Outcome::RequestFailed {
+        reply: Reply {
+            status: 502,
+            error: "http_protocol_error",
+        },
+        why,
     }
 }
 

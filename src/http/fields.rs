@@ -116,14 +116,16 @@ pub(crate) fn write_request_fields(
     for field in head.fields() {
         let copied = match field.known {
             Name::Other | Name::ContentType | Name::Date | Name::Cookie => {
-                !(request.connection.nominates && nominates(head, head.name(field)))
+                !is_nominated(request, head, field)
             }
             // It tells what trailers will come, and they come if the body can
             // carry them.
-            Name::Trailer => request.framing == Framing::Delimited,
+            Name::Trailer => {
+                request.framing == Framing::Delimited && !is_nominated(request, head, field)
+            }
             Name::Via => true,
             Name::MaxForwards => !request.is_options(head),
-            Name::Expect => request.expects_continue,
+            Name::Expect => request.expects_continue && !is_nominated(request, head, field),
             Name::ForwardedHost
             | Name::ForwardedPort
             | Name::ForwardedProto
@@ -160,6 +162,11 @@ pub(crate) fn write_request_fields(
     };
     writer.field("Via", via);
     write_forwarded(writer, head, request, client);
+}
+
+/// Whether the client says that a field is for us alone.
+fn is_nominated(request: &Request, head: &Head, field: &Field) -> bool {
+    request.connection.nominates && nominates(head, head.name(field))
 }
 
 /// Whether a request has come through svidgates so often that it runs in a
@@ -210,14 +217,19 @@ fn write_forwarded(writer: &mut impl Fields, head: &Head, request: &Request, cli
         writer.field("X-Forwarded-Host", authority);
     }
     if !has(Name::ForwardedPort) {
-        writer.field("X-Forwarded-Port", port_of(authority).unwrap_or(b"80"));
+        let is_secure = |proto: &[u8]| {
+            proto.eq_ignore_ascii_case(b"https") || proto.eq_ignore_ascii_case(b"wss")
+        };
+        let secure = client.trusted && head.values(Name::ForwardedProto).any(is_secure);
+        let usual: &[u8] = if secure { b"443" } else { b"80" };
+        writer.field("X-Forwarded-Port", port_of(authority).unwrap_or(usual));
     }
 }
 
 /// The list that all lines of a name are, and one more member.
 fn joined(head: &Head, name: Name, last: &[u8]) -> Vec<u8> {
     let mut all: Vec<u8> = Vec::new();
-    for value in head.values(name) {
+    for value in head.values(name).filter(|value| !value.is_empty()) {
         all.extend_from_slice(value);
         all.extend_from_slice(b", ");
     }
@@ -298,16 +310,15 @@ pub(crate) fn write_response(
     if leaving.framing == Framing::Delimited {
         writer.field("Transfer-Encoding", b"chunked");
     }
-    if response.status == 101 {
-        write_upgrade(&mut writer, head);
-    } else if closes {
+    // Of a 426 it is a list of what the server would upgrade to (RFC 9110,
+    // section 15.5.22).
+    let upgrades = response.status == 101
+        || response.status == 426 && head.values(Name::Upgrade).flat_map(list).next().is_some();
+    if closes {
         writer.field("Connection", b"close");
-    } else if response.status == 426 {
-        // A list of what the server would upgrade to (RFC 9110, 15.5.22).
-        let has_upgrade = head.values(Name::Upgrade).flat_map(list).next().is_some();
-        if has_upgrade {
-            write_upgrade(&mut writer, head);
-        }
+    }
+    if upgrades {
+        write_upgrade(&mut writer, head);
     }
     writer.end();
 }

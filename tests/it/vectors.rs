@@ -21,6 +21,8 @@ const SMUGGLER: &str = include_str!("../../fixtures/vectors/smuggler-default.jso
 struct Case {
     /// Of a repeated one, with its number.
     id: String,
+    /// In the words of Http11Probe; of others it is empty.
+    level: String,
     expect: String,
     valid: Option<bool>,
     raw: Vec<u8>,
@@ -40,12 +42,27 @@ fn cases(file: &str) -> Vec<Case> {
             } else {
                 format!("{id} #{nth}")
             },
+            level: text("level"),
             expect: text("expect"),
             valid: case["valid"].as_bool(),
-            raw: base64(&text("raw")),
+            raw: meant(base64(&text("raw"))),
         }
     });
     cases.collect()
+}
+
+/// Two of Http11Probe's messages are in the file as its pages show them, and
+/// not as they are sent.
+fn meant(raw: Vec<u8>) -> Vec<u8> {
+    if raw.starts_with(b"(zero bytes") {
+        return Vec::new();
+    }
+    const SHOWN: &[u8] = b"[TAB]";
+    let shown_at = raw.windows(SHOWN.len()).position(|part| part == SHOWN);
+    match shown_at {
+        Some(at) => [&raw[..at], b"\t", &raw[at + SHOWN.len()..]].concat(),
+        None => raw,
+    }
 }
 
 fn base64(text: &str) -> Vec<u8> {
@@ -150,7 +167,11 @@ fn send(proxy: &Running, raw: &[u8]) -> String {
     drop(client.write_all(raw));
     drop(client.shutdown(Shutdown::Write));
     let mut answer = Vec::new();
-    drop(client.read_to_end(&mut answer));
+    // A connection that stays open must not pass for one that was closed.
+    if let Err(error) = client.read_to_end(&mut answer) {
+        let is_reset = error.kind() == std::io::ErrorKind::ConnectionReset;
+        assert!(is_reset, "{error}: {}", raw.escape_ascii());
+    }
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -323,6 +344,13 @@ fn http11probe_is_answered_as_it_wants_but_for_what_we_agreed_on() {
             Verdict::Pass => passed += 1,
             verdict => {
                 let status = status_of(&answer);
+                // What must be refused is, and what must be taken is.
+                assert!(
+                    verdict == Verdict::Warn || !case.level.contains("MUST"),
+                    "{}: {status}, wanted {}",
+                    case.id,
+                    case.expect
+                );
                 let what = format!("{verdict:?}: {status}, wanted {}", case.expect);
                 odd.insert(case.id.clone(), what);
             }
@@ -588,7 +616,8 @@ fn llhttp_requests_are_taken_or_refused_but_for_what_we_agreed_on() {
         let answer = send(&proxy, &case.raw);
         let status = status_of(&answer);
         // Each of several requests in it counts: one that is refused is told.
-        let is_taken = status == 200 && !answer.contains("HTTP/1.1 4");
+        let all_taken = !answer.contains("HTTP/1.1 4") && !answer.contains("HTTP/1.1 5");
+        let is_taken = status == 200 && all_taken;
         if is_taken != case.valid.unwrap() {
             odd.insert(
                 case.id.clone(),
@@ -732,10 +761,27 @@ fn no_hidden_transfer_encoding_reaches_a_backend() {
                 case.id
             );
         }
-        assert!(got.len() <= 2, "{}: {got:?}", case.id);
+        // As framed: the message with its own content, and the one behind it,
+        // which was sent as a request of its own.
+        assert_eq!(got.len(), 2, "{}: {got:?}", case.id);
+        let (_, content) = raw.split_at(end_of_head(&raw));
+        let (_, body) = got[0].split_once("\r\n\r\n").unwrap();
+        assert!(content.starts_with(body.as_bytes()), "{}: {got:?}", case.id);
+        assert_eq!(body.len(), 40, "{}: {got:?}", case.id);
+        assert!(
+            got[1].starts_with("GET /smuggled HTTP/1.1\r\nHost: a\r\n"),
+            "{}: {got:?}",
+            case.id
+        );
         taken.push(case.id.clone());
     }
     // In these the name is within a value, behind white space or text.
     let harmless = ["09", "20", "a0", "ff"].map(|it| format!("smuggler-default/xprespace-{it}"));
     assert_eq!((refused, taken), (130, harmless.to_vec()));
+}
+
+/// Where the content of a message begins.
+fn end_of_head(raw: &[u8]) -> usize {
+    let end = b"\r\n\r\n";
+    raw.windows(end.len()).position(|part| part == end).unwrap() + end.len()
 }

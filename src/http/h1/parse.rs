@@ -78,19 +78,26 @@ pub enum Parsed {
     Done(Request, usize),
 }
 
+/// The empty lines that are forgiven before a request.
+const EMPTY_LINES_MAX: usize = 4;
+
 /// Skips the empty lines that a robust server forgives before a request (RFC
-/// 9112, section 2.2). Returns how many bytes, and whether to wait for more.
+/// 9112, section 2.2). `before` counts them, however they come. Returns how
+/// many bytes, and whether to wait for more.
 ///
 /// # Errors
 /// More than a few.
-pub fn skip_empty_lines(buf: &[u8]) -> Result<(usize, bool), Refusal> {
+pub fn skip_empty_lines(buf: &[u8], before: &mut usize) -> Result<(usize, bool), Refusal> {
     let mut skipped = 0;
     loop {
         match buf.get(skipped..) {
-            Some([b'\r', b'\n', ..]) if skipped >= 8 => {
+            Some([b'\r', b'\n', ..]) if *before >= EMPTY_LINES_MAX => {
                 return Err(Refusal::bad("too many empty lines before the request"));
             }
-            Some([b'\r', b'\n', ..]) => skipped += 2,
+            Some([b'\r', b'\n', ..]) => {
+                *before += 1;
+                skipped += 2;
+            }
             Some([b'\r'] | []) | None => return Ok((skipped, true)),
             Some(_) => return Ok((skipped, false)),
         }

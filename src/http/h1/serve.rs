@@ -186,6 +186,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
     async fn next_request(&mut self, is_first: bool) -> Result<Request, Ending> {
         self.adopt_plan();
         let mut scanner = Scanner::default();
+        let mut empty_lines = 0;
         let mut head_deadline = None;
         let mut stopping_deadline = None;
         loop {
@@ -195,12 +196,12 @@ impl<'h, R: Runtime> Connection<'h, R> {
                     // More of it is needed, to tell.
                     None => {}
                     Some(false) => {
-                        if let Some(request) = self.parse(&mut scanner).await? {
+                        if let Some(request) = self.parse(&mut scanner, &mut empty_lines).await? {
                             return Ok(request);
                         }
                     }
                 }
-            } else if let Some(request) = self.parse(&mut scanner).await? {
+            } else if let Some(request) = self.parse(&mut scanner, &mut empty_lines).await? {
                 return Ok(request);
             }
             let plan = Rc::clone(&self.plan);
@@ -279,12 +280,20 @@ impl<'h, R: Runtime> Connection<'h, R> {
     }
 
     /// The request whose head is in the buffer, if it is all there.
-    async fn parse(&mut self, scanner: &mut Scanner) -> Result<Option<Request>, Ending> {
+    /// `empty_lines` are those that have come before it.
+    async fn parse(
+        &mut self,
+        scanner: &mut Scanner,
+        empty_lines: &mut usize,
+    ) -> Result<Option<Request>, Ending> {
         let inbuf = &mut self.down.conn.inbuf;
-        let parsed = match parse::skip_empty_lines(inbuf.data()) {
-            Ok((_, true)) => return Ok(None),
-            Ok((skip, false)) => {
+        let parsed = match parse::skip_empty_lines(inbuf.data(), empty_lines) {
+            Ok((skip, waits)) => {
+                // Nothing but that is not the beginning of a request.
                 inbuf.consume(skip);
+                if waits {
+                    return Ok(None);
+                }
                 parse::request(inbuf.data(), scanner, &self.plan.entry.head, &mut self.head)
             }
             Err(refusal) => Err(refusal),

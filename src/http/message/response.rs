@@ -52,7 +52,7 @@ pub(in crate::http) fn judge(
     to: Method,
     ends: bool,
 ) -> Result<Response, Refusal> {
-    let connection = Connection::of(head).map_err(|refusal| Refusal::gateway(refusal.why))?;
+    let mut connection = Connection::of(head).map_err(|refusal| Refusal::gateway(refusal.why))?;
     let declared = declared_framing(head, version).map_err(Refusal::gateway)?;
     let framing = match declared {
         Declared::UnknownCoding => {
@@ -67,6 +67,11 @@ pub(in crate::http) fn judge(
         Declared::Nothing if ends => Framing::Length(0),
         Declared::Nothing => Framing::Delimited,
     };
+    // What it announces must not come, and may come late: it would be taken
+    // for the next response.
+    if status == 204 && !matches!(declared, Declared::Nothing | Declared::Length(0)) {
+        connection.close = true;
+    }
     Ok(Response {
         status,
         reason,
