@@ -625,7 +625,7 @@ async fn next_head<T: Timer>(
             // is held back.
             let limit = terms.response_header_timeout;
             let deadline = limit
-                .zip(flow.sent_at.get().or(flow.held_at.get()))
+                .zip(flow.sent_at.get().or_else(|| flow.held_at.get()))
                 .and_then(|(limit, sent_at)| sent_at.checked_add(limit));
             timer.set(deadline);
             timer.poll(cx).map(Err)
