@@ -18,6 +18,9 @@ pub struct Response {
     pub connection: Connection,
     /// The version that it came in.
     pub version: Version,
+    /// Content was announced where none may be. It may come late, and would be
+    /// taken for the next response.
+    pub has_stray_length: bool,
 }
 
 impl Response {
@@ -38,7 +41,10 @@ impl Response {
     #[must_use]
     pub fn keeps_alive(&self) -> bool {
         let by_version = self.version != Version::Http10 || self.connection.keep_alive;
-        by_version && !self.connection.close && self.framing != Framing::UntilClose
+        by_version
+            && !self.has_stray_length
+            && !self.connection.close
+            && self.framing != Framing::UntilClose
     }
 }
 
@@ -52,7 +58,7 @@ pub(in crate::http) fn judge(
     to: Method,
     ends: bool,
 ) -> Result<Response, Refusal> {
-    let mut connection = Connection::of(head).map_err(|refusal| Refusal::gateway(refusal.why))?;
+    let connection = Connection::of(head).map_err(|refusal| Refusal::gateway(refusal.why))?;
     let declared = declared_framing(head, version).map_err(Refusal::gateway)?;
     let framing = match declared {
         Declared::UnknownCoding => {
@@ -67,17 +73,14 @@ pub(in crate::http) fn judge(
         Declared::Nothing if ends => Framing::Length(0),
         Declared::Nothing => Framing::Delimited,
     };
-    // What it announces must not come, and may come late: it would be taken
-    // for the next response.
-    if status == 204 && !matches!(declared, Declared::Nothing | Declared::Length(0)) {
-        connection.close = true;
-    }
     Ok(Response {
         status,
         reason,
         framing,
         connection,
         version,
+        has_stray_length: status == 204
+            && !matches!(declared, Declared::Nothing | Declared::Length(0)),
     })
 }
 
