@@ -130,6 +130,11 @@ pub struct HttpEntry {
     pub keep_alive_max_requests: Option<u64>,
     /// How long a connection may go on taking requests. `None`: no limit.
     pub keep_alive_max_time: Option<Duration>,
+    /// Requests in a row that a client may send ahead of the answers.
+    pub pipelined_max: u32,
+    /// Bytes of content that a client may send ahead over an HTTP/2
+    /// connection, all its streams together.
+    pub buffered_max: u32,
     /// Requests under way at once on an HTTP/2 connection.
     pub streams_max: u32,
     /// Whose forwarding headers are believed.

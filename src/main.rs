@@ -29,7 +29,7 @@ struct Arguments {
     check: bool,
     /// threads that serve connections (default: the number of cores)
     #[argh(option)]
-    workers: Option<usize>,
+    workers: Option<String>,
     /// the Workload API, unix:///path or tcp://IP:port; wins over the file
     #[argh(option)]
     workload_api_addr: Option<String>,
@@ -62,11 +62,13 @@ fn main() -> ExitCode {
         return ExitCode::from(USAGE);
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = arguments.workers.unwrap_or_else(cores);
-    if !(1..=WORKERS_MAX).contains(&workers) {
+    let asked = arguments
+        .workers
+        .map_or_else(|| Ok(cores()), |text| text.parse());
+    let Some(workers) = asked.ok().filter(|n| (1..=WORKERS_MAX).contains(n)) else {
         complain(&format!("--workers: write 1 to {WORKERS_MAX}"));
         return ExitCode::from(USAGE);
-    }
+    };
     let overrides = Overrides {
         workload_api_addr: arguments.workload_api_addr,
         endpoint_socket: std::env::var("SPIFFE_ENDPOINT_SOCKET").ok(),

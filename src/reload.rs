@@ -171,6 +171,9 @@ impl Desk {
                 };
                 match bound {
                     Ok(bound) => {
+                        if !addresses.contains_key(key) {
+                            info!("entryPoints.{}: {}", key.name, bound.address);
+                        }
                         addresses.insert(key.clone(), bound.address);
                         sockets.push((key.clone(), bound));
                     }

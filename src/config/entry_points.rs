@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Far below what any client manages that is alive.
 const BODY_RATE_MIN: usize = 100;
 const STREAMS_MAX: usize = 250;
+/// Thirty-two streams that no backend takes anything of.
+const BUFFERED_MAX: usize = 1 << 20;
+const PIPELINED_MAX: usize = 1000;
 const CONNECTIONS_MAX: usize = 16_384;
 
 impl Reader<'_, '_> {
@@ -239,8 +242,22 @@ impl Reader<'_, '_> {
             STREAMS_MAX,
             1..=65_536,
         );
+        let buffered_max = self.count(
+            &key("http2.maxBufferedBytes"),
+            &raw.http2.max_buffered_bytes,
+            BUFFERED_MAX,
+            65_535..=0x7fff_ffff,
+        );
+        let pipelined_max = self.count(
+            &key("transport.maxPipelinedRequests"),
+            &raw.transport.max_pipelined_requests,
+            PIPELINED_MAX,
+            1..=1_000_000,
+        );
         HttpEntry {
             routes: Vec::new(),
+            pipelined_max: u32::try_from(pipelined_max).unwrap_or(u32::MAX),
+            buffered_max: u32::try_from(buffered_max).unwrap_or(u32::MAX),
             rate_min: u64::try_from(rate_min).unwrap_or(u64::MAX),
             keep_alive_max_requests: u64::try_from(requests_max).ok().filter(|max| *max > 0),
             keep_alive_max_time: self.limit(
@@ -386,7 +403,8 @@ fn in_order(mut routes: Vec<Route>) -> Vec<Route> {
 }
 
 /// Whether one connection could belong to both.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+/// Whether one socket would take what is meant for the other.
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && (any || a.ip() == b.ip())
 }

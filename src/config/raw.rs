@@ -185,6 +185,7 @@ pub(super) struct EntryTransport {
     pub(super) max_connections: Option<Field<i64>>,
     pub(super) keep_alive_max_time: Option<Field<Signed>>,
     pub(super) keep_alive_max_requests: Option<Field<i64>>,
+    pub(super) max_pipelined_requests: Option<Field<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -226,6 +227,7 @@ pub(super) struct EntryHttp {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct EntryHttp2 {
     pub(super) max_concurrent_streams: Option<Field<i64>>,
+    pub(super) max_buffered_bytes: Option<Field<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

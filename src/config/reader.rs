@@ -9,6 +9,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use toml::Spanned;
 
+use super::entry_points::overlap;
 use super::problem::Problems;
 use super::raw::{self, Field, Signed};
 use super::source::Stamps;
@@ -30,6 +31,16 @@ impl Reader<'_, '_> {
         let http_services = self.http_services(file, &http_transports);
         let tcp_services = self.tcp_services(file, &tcp_transports);
         let entry_points = self.entry_points(file, &http_services, &tcp_services);
+        let admin = self.admin(file.admin.as_ref());
+        if let Some(AdminAddress::Tcp(address)) = admin
+            && let Some(taken) = entry_points.iter().find(|it| overlap(it.address, address))
+        {
+            self.problems.error(
+                "admin.address",
+                file.admin.as_ref().map(Spanned::span),
+                format!("entry point {} listens on that already", taken.name),
+            );
+        }
         let http = http_transports.values().map(|transport| &transport.base);
         let tcp = tcp_transports.values().map(|transport| &transport.base);
         let transports: Vec<_> = http.chain(tcp).map(Arc::clone).collect();
@@ -42,7 +53,7 @@ impl Reader<'_, '_> {
         Config {
             watch: self.providers(&file.providers.file),
             spiffe,
-            admin: self.admin(file.admin.as_ref()),
+            admin,
             log_level: self.log(&file.log),
             entry_points,
             transports,

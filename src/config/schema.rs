@@ -134,6 +134,7 @@ const ENTRY_POINT: &[Key] = &[
             key("maxConnections", Value),
             key("keepAliveMaxTime", Value),
             key("keepAliveMaxRequests", Value),
+            key("maxPipelinedRequests", Value),
         ]),
     ),
     key(
@@ -158,6 +159,7 @@ const ENTRY_POINT: &[Key] = &[
         "http2",
         Table(&[
             key("maxConcurrentStreams", Value),
+            key("maxBufferedBytes", Value),
             key(
                 "maxDecoderHeaderTableSize",
                 Foreign("the table for field compression has the standard's 4096 bytes"),

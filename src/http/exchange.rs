@@ -27,7 +27,7 @@ use crate::runtime::{Runtime, Timer};
 pub(crate) const GATHER_BYTES: usize = 32 << 10;
 /// Rounds of reading and writing before other connections get a turn: a fast
 /// pair of peers never makes either wait.
-const ROUNDS_PER_TURN: u32 = 16;
+const ROUNDS_PER_TURN: u32 = 4;
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 32;
 
@@ -76,8 +76,7 @@ pub(crate) trait Sink {
 
 /// A client's request, behind its head.
 pub(crate) trait Asking: Source {
-    /// What becomes of the client once its request is whole. Not asked again
-    /// after it has said so.
+    /// What becomes of the client while nothing is taken from it.
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Watched>;
 }
 
@@ -417,11 +416,12 @@ async fn send<R: Runtime>(
             up.finish(body.trailers());
         }
         let sent = send_all(runtime, up, write_timer, terms.write_timeout, &mut no_pace);
-        match sent.await {
-            Ok(()) => {}
+        match unless_gone(body, sent).await {
+            None => return Outcome::ClientGone,
+            Some(Ok(())) => {}
             // It may have answered before it closed; the other direction sees.
-            Err(Stop::Io(_)) => break,
-            Err(Stop::Timeout) => {
+            Some(Err(Stop::Io(_))) => break,
+            Some(Err(Stop::Timeout)) => {
                 return Outcome::UpstreamFailed {
                     reply: Reply {
                         status: 504,
@@ -484,6 +484,24 @@ async fn send<R: Runtime>(
             read_timer.set(deadline);
         }
         read_timer.poll(cx).map(|()| Outcome::ClientGone)
+    })
+    .await
+}
+
+/// Waits for the upstream's side of something, unless the client goes away
+/// first: then `None`.
+pub(crate) async fn unless_gone<T>(
+    client: &mut impl Asking,
+    wanted: impl Future<Output = T>,
+) -> Option<T> {
+    let mut wanted = pin!(wanted);
+    poll_fn(|cx| match wanted.as_mut().poll(cx) {
+        Poll::Ready(it) => Poll::Ready(Some(it)),
+        Poll::Pending => match client.poll_watch(cx) {
+            Poll::Ready(Watched::Gone) => Poll::Ready(None),
+            // It may have closed its half only.
+            Poll::Ready(Watched::Ended) | Poll::Pending => Poll::Pending,
+        },
     })
     .await
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use log::{debug, info, warn};
 
 use super::Http;
-use super::exchange::{self, Answered, Asking, Kept, Outcome, Question, Side, Terms};
+use super::exchange::{self, Answered, Asking, Kept, Outcome, Question, Side, Terms, unless_gone};
 use super::fields::{Client, forwards_left, is_loop, write_request};
 use super::h1::body::Decoder;
 use super::h1::sides as h1;
@@ -216,17 +216,17 @@ impl<'h, R: Runtime> Journey<'h, R> {
             status: 503,
             error: "destination_unavailable",
         };
-        // A server that is tried once more, on a new connection.
+        // A server that is tried once more, and whether on a new connection.
         let mut again = None;
         let mut replays = 0;
         let may_refuse = service.slots.iter().any(|slot| slot.may_share());
         let mut kept = Kept::new(if may_refuse { REPLAY_BYTES } else { 0 });
         loop {
-            let may_reuse = again.is_none();
-            let next = again
-                .take()
-                .or_else(|| service.balancer.borrow_mut().next(&tried));
-            let Some(index) = next else {
+            let next = again.take().or_else(|| {
+                let index = service.balancer.borrow_mut().next(&tried)?;
+                Some((index, true))
+            });
+            let Some((index, may_reuse)) = next else {
                 return self.fail(down, last).await;
             };
             let (Some(slot), Some(server)) =
@@ -235,9 +235,16 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 return self.fail(down, last).await;
             };
             let wants_own = self.request.wants_upgrade;
-            let upstream = match self.http.pool.get(slot, may_reuse, wants_own).await {
-                Ok(upstream) => upstream,
-                Err(error) => {
+            let getting = self.http.pool.get(slot, may_reuse, wants_own);
+            let upstream = match unless_gone(&mut down.side().incoming, getting).await {
+                None => {
+                    let ip = self.client.ip;
+                    debug!("{}: {ip}: the client went away", self.http.name);
+                    self.tally.count(Ended::Gone);
+                    return After::Gone;
+                }
+                Some(Ok(upstream)) => upstream,
+                Some(Err(error)) => {
                     last = self.dial_failed(service, server, &error);
                     tried.push(index);
                     continue;
@@ -256,14 +263,15 @@ impl<'h, R: Runtime> Journey<'h, R> {
                         && self.request.kind.is_idempotent()
                         && matches!(self.request.framing, Framing::Empty | Framing::Length(0)) =>
                 {
-                    again = Some(index);
+                    again = Some((index, false));
                 }
                 // Whatever it is: it was not begun (RFC 9113, section 8.7).
                 Outcome::NotBegun(why) if kept.is_whole() && replays < REPLAYS_MAX => {
                     let why = why.why();
                     debug!("{}: service {}: {why}", self.http.name, service.of.name);
                     replays += 1;
-                    again = Some(index);
+                    // Another connection may have room; if not, a new one.
+                    again = Some((index, replays == 1));
                 }
                 _ => {
                     return self
@@ -372,7 +380,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
         let (incoming, outgoing) = match lease.ask(made, self.request) {
             Ok(sides) => sides,
             Err(why) => {
-                lease.shared.has_not_begun(why);
+                lease.has_not_begun(why);
                 return Outcome::NotBegun(why);
             }
         };
@@ -383,7 +391,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
         };
         let outcome = exchange::run(runtime, down.side(), up, question, kept, response_head).await;
         if let Outcome::NotBegun(why) = outcome {
-            lease.shared.has_not_begun(why);
+            lease.has_not_begun(why);
         }
         // The connection was ended because its peer is not trusted any more.
         match (outcome, lease.shared.loss()) {

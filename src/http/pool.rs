@@ -262,6 +262,10 @@ impl<R: Runtime> Pool<R> {
                 break slot.gate.enter();
             }
             slot.gate.wait().await;
+            if slot.retired.get() {
+                // Nothing is shared any more that could be waited for.
+                return self.dial(slot, slot.offer()).await;
+            }
             // What is there now is new, whoever has dialled it.
             may_reuse = true;
             if slot.gate.failed.get() || slot.chose.get() == Chose::Http1 {
@@ -391,7 +395,20 @@ impl<R: Runtime> Pool<R> {
             });
             slot.idle_now.set(idle.len());
             let mut shared = slot.shared.borrow_mut();
-            shared.retain(|it| it.is_open() && it.is_admitted());
+            let mut idle_left = slot.transport.max_idle_per_host;
+            shared.retain(|it| {
+                if !it.is_open() || !it.is_admitted() {
+                    return false;
+                }
+                if it.is_idle() {
+                    if idle_left == 0 {
+                        it.retire();
+                        return false;
+                    }
+                    idle_left -= 1;
+                }
+                true
+            });
             left += idle.len() + shared.len();
         }
         left

@@ -544,4 +544,8 @@ fn names_are_not_empty_and_addresses_do_not_overlap() {
             "{1}: http.serversTransports: a name is empty; write one",
         ],
     );
+    problems(
+        "[http.serversTransports.t]\n[admin]\naddress = \":8080\"\n",
+        &["{1}: admin.address: entry point web listens on that already"],
+    );
 }

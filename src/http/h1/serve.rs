@@ -26,6 +26,9 @@ use crate::http::{End, FIRST_REQUEST, Http, Keeping};
 use crate::runtime::{Runtime, Timer};
 use crate::tcp::{copy, tunnel};
 
+/// Requests of one connection before others get a turn.
+const REQUESTS_PER_TURN: u64 = 32;
+
 /// How the requests of a connection ended.
 pub(crate) enum Ending {
     Closed(End),
@@ -127,20 +130,21 @@ impl<'h, R: Runtime> Connection<'h, R> {
     /// Serves it until no further request can come.
     pub(crate) async fn run(&mut self) -> Ending {
         let mut is_first = true;
-        let mut in_a_row = 0u32;
+        let mut in_a_row = 0;
         loop {
-            // Pipelined requests must leave other connections their turns.
-            in_a_row = in_a_row.wrapping_add(1);
-            if in_a_row.is_multiple_of(32) {
+            // A busy client must leave other connections their turns.
+            if self.served % REQUESTS_PER_TURN == REQUESTS_PER_TURN - 1 {
                 futures_lite::future::yield_now().await;
             }
+            let was_sent_ahead = !self.down.conn.inbuf.is_empty();
+            in_a_row = if was_sent_ahead { in_a_row + 1 } else { 0 };
             let mut request = match self.next_request(is_first).await {
                 Ok(request) => request,
                 Err(ending) => return ending,
             };
             is_first = false;
             self.served += 1;
-            if self.is_last_request() {
+            if self.is_last_request() || in_a_row >= self.plan.entry.pipelined_max {
                 request.connection.close = true;
             }
             self.down.decoder = Decoder::new(request.framing);

@@ -17,22 +17,34 @@ const OUT_BYTES: usize = 32 << 10;
 /// others.
 const READS_PER_TURN: u32 = 16;
 
-/// What the owner of a connection knows of its reads.
+/// What the owner of a connection knows of its reads and writes.
 #[derive(Debug, Default)]
-pub(crate) struct Reads {
-    count: Cell<u64>,
-    left: Cell<u32>,
+pub(crate) struct Traffic {
+    reads: Cell<u64>,
+    reads_left: Cell<u32>,
+    writes: Cell<u64>,
+    is_blocked: Cell<bool>,
 }
 
-impl Reads {
+impl Traffic {
     /// How often something has come.
-    pub(crate) fn count(&self) -> u64 {
-        self.count.get()
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+
+    /// How often something has gone.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.get()
+    }
+
+    /// Whether the peer does not take what is to be sent, here or in the crate.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_blocked.get()
     }
 
     /// Another turn begins.
     pub(crate) fn allow(&self) {
-        self.left.set(READS_PER_TURN);
+        self.reads_left.set(READS_PER_TURN);
     }
 }
 
@@ -44,7 +56,7 @@ pub(crate) struct Io<S> {
     ahead: ReadBuf,
     out: Vec<u8>,
     sent: usize,
-    reads: Rc<Reads>,
+    traffic: Rc<Traffic>,
 }
 
 impl<S> Io<S> {
@@ -54,12 +66,12 @@ impl<S> Io<S> {
             ahead,
             out: Vec::new(),
             sent: 0,
-            reads: Rc::default(),
+            traffic: Rc::default(),
         }
     }
 
-    pub(crate) fn reads(&self) -> Rc<Reads> {
-        Rc::clone(&self.reads)
+    pub(crate) fn traffic(&self) -> Rc<Traffic> {
+        Rc::clone(&self.traffic)
     }
 }
 
@@ -79,16 +91,17 @@ impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for Io<S> {
             }
             return Poll::Ready(Ok(()));
         }
-        let left = this.reads.left.get();
+        let left = this.traffic.reads_left.get();
         if left == 0 {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let n = ready!(Pin::new(&mut this.stream).poll_read(cx, buf.initialize_unfilled()))?;
         buf.advance(n);
-        this.reads.left.set(left - 1);
+        this.traffic.reads_left.set(left - 1);
         if n > 0 {
-            this.reads.count.set(this.reads.count.get().wrapping_add(1));
+            let reads = &this.traffic.reads;
+            reads.set(reads.get().wrapping_add(1));
         }
         Poll::Ready(Ok(()))
     }
@@ -98,11 +111,15 @@ impl<S: AsyncWrite + Unpin> Io<S> {
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.out.len() {
             let rest = self.out.get(self.sent..).unwrap_or_default();
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            let written = Pin::new(&mut self.stream).poll_write(cx, rest);
+            self.traffic.is_blocked.set(written.is_pending());
+            let n = ready!(written)?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent += n;
+            let writes = &self.traffic.writes;
+            writes.set(writes.get().wrapping_add(1));
         }
         // An idle connection holds nothing.
         self.out = Vec::new();
@@ -129,7 +146,9 @@ impl<S: AsyncWrite + Unpin> tokio::io::AsyncWrite for Io<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_out(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.traffic.is_blocked.set(flushed.is_pending());
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -19,7 +19,7 @@ use h2::{Reason, RecvStream};
 use log::{debug, error, info};
 
 use super::convert;
-use super::io::{Io, Reads};
+use super::io::{Io, Traffic};
 use super::sides::{Answer, Ask, Body, Respond};
 use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::drain::Running;
@@ -37,8 +37,10 @@ use crate::runtime::{Runtime, Timer, within};
 /// What a stream may send before it is read. A thousand clients may do so at
 /// once, and what they send is held twice over in the crate's buffers.
 const STREAM_WINDOW: u32 = 32 << 10;
-/// What all streams of a connection may send before it is read.
-const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Of how many streams the client may take back the most at once.
+const TAKEN_BACK_MAX: u64 = 500;
+/// What is taken back later was wanted for a while.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end. `ahead` is what was read of it already.
 pub(crate) async fn serve<R: Runtime>(
@@ -52,14 +54,14 @@ pub(crate) async fn serve<R: Runtime>(
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(entry.buffered_max)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(entry.streams_max)
         .max_header_list_size(u32::try_from(entry.head.bytes_max).unwrap_or(u32::MAX))
         .max_local_error_reset_streams(Some(FAULTS_MAX));
     let io = Io::new(stream, ahead);
-    let reads = io.reads();
-    reads.allow();
+    let traffic = io.traffic();
+    traffic.allow();
     let runtime = http.runtime();
     let shaken = within(
         runtime,
@@ -85,11 +87,21 @@ pub(crate) async fn serve<R: Runtime>(
         timer: runtime.timer(),
         idle_since: Some(runtime.now()),
         is_leaving: false,
-        reads,
+        traffic,
+        sent: (0, runtime.now()),
+        taken_back: 0,
     };
     let mut streams = FuturesUnordered::new();
     let mut connection = connection;
     poll_fn(|cx| serving.poll(cx, &mut connection, &mut streams)).await
+}
+
+/// How a stream has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stream {
+    Answered,
+    /// The client took its request back before an answer could be of use.
+    TakenBack,
 }
 
 /// The state of a connection.
@@ -105,11 +117,16 @@ struct Serving<'h, R: Runtime> {
     idle_since: Option<Instant>,
     /// It has been said that no further stream is taken.
     is_leaving: bool,
-    reads: Rc<Reads>,
+    traffic: Rc<Traffic>,
+    /// How often something had gone when it was last looked at, and since when
+    /// nothing has.
+    sent: (u64, Instant),
+    /// Streams that the client took back at once.
+    taken_back: u64,
 }
 
 type Connection<'s, S> = h2::server::Connection<Io<&'s mut S>, Bytes>;
-type Streams<'s> = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + 's>>>;
+type Streams<'s> = FuturesUnordered<Pin<Box<dyn Future<Output = Stream> + 's>>>;
 
 impl<'h, R: Runtime> Serving<'h, R> {
     fn poll(
@@ -118,12 +135,25 @@ impl<'h, R: Runtime> Serving<'h, R> {
         connection: &mut Connection<'_, R::Stream>,
         streams: &mut Streams<'h>,
     ) -> Poll<End> {
-        self.reads.allow();
+        self.traffic.allow();
         if self.is_last_request() || self.running.poll_stopping(cx).is_ready() {
             self.leave(connection);
         }
         loop {
-            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
+            while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(cx) {
+                if ended == Stream::TakenBack {
+                    self.taken_back += 1;
+                }
+            }
+            if self.taken_back > TAKEN_BACK_MAX && self.taken_back > self.served / 2 {
+                // It asks for work, not for answers (CVE-2023-44487).
+                info!(
+                    "{}: {}: too many streams taken back",
+                    self.http.name, self.client.ip
+                );
+                self.taken_back = 0;
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
             // After the streams: what they have queued goes out now.
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
@@ -141,8 +171,10 @@ impl<'h, R: Runtime> Serving<'h, R> {
                 Poll::Pending => break,
             }
         }
-        if self.poll_idle(cx, streams.is_empty()).is_pending() {
-            return Poll::Pending;
+        match self.poll_idle(cx, streams.is_empty()) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(end)) => return Poll::Ready(end),
+            Poll::Ready(None) => {}
         }
         if self.is_leaving {
             return Poll::Ready(End::Quiet);
@@ -167,12 +199,19 @@ impl<'h, R: Runtime> Serving<'h, R> {
         }
     }
 
-    /// How long a connection without streams may stay.
-    fn poll_idle(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Poll<()> {
+    /// How long a connection without streams may stay. What its streams have
+    /// left behind is still on its way as long as the client takes some of it
+    /// in time; if it does not, that is the end.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, has_no_streams: bool) -> Poll<Option<End>> {
         let now = self.http.runtime().now();
+        let is_blocked = self.traffic.is_blocked();
+        let is_idle = has_no_streams && !is_blocked;
         self.idle_since = is_idle.then(|| self.idle_since.unwrap_or(now));
         if self.running.is_stopping() {
             self.running.set_finished(is_idle);
+        }
+        if !is_blocked || self.sent.0 != self.traffic.writes() {
+            self.sent = (self.traffic.writes(), now);
         }
         let entry = &self.plan.entry;
         let limit = match self.idle_since {
@@ -182,10 +221,15 @@ impl<'h, R: Runtime> Serving<'h, R> {
             Some(_) if self.served == 0 => entry.read_timeout,
             Some(_) => entry.idle_timeout,
         };
-        let end = self.idle_since.zip(limit);
+        let end = if has_no_streams && is_blocked {
+            // While there are streams, each looks to its own.
+            Some(self.sent.1).zip(entry.write_timeout)
+        } else {
+            self.idle_since.zip(limit)
+        };
         let end = end.and_then(|(since, limit): (Instant, Duration)| since.checked_add(limit));
         self.timer.set(end);
-        self.timer.poll(cx)
+        self.timer.poll(cx).map(|()| is_blocked.then_some(End::Cut))
     }
 
     /// One request. Whatever begins now is served by what a reload may have
@@ -194,7 +238,7 @@ impl<'h, R: Runtime> Serving<'h, R> {
         &mut self,
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
-    ) -> Pin<Box<dyn Future<Output = ()> + 'h>> {
+    ) -> Pin<Box<dyn Future<Output = Stream> + 'h>> {
         if let Some(plan) = self.http.newer_plan(&self.plan) {
             self.client = Rc::new(self.http.client(&plan, self.client.ip));
             self.plan = plan;
@@ -203,10 +247,12 @@ impl<'h, R: Runtime> Serving<'h, R> {
         let (plan, client) = (Rc::clone(&self.plan), Rc::clone(&self.client));
         let answering = answer(http, plan, client, running, request, respond);
         Box::pin(async move {
-            if AssertUnwindSafe(answering).catch_unwind().await.is_err() {
+            let ended = AssertUnwindSafe(answering).catch_unwind().await;
+            ended.unwrap_or_else(|_| {
                 http.panics.add(1);
                 error!("{}: a stream ended by a panic; the others go on", http.name);
-            }
+                Stream::Answered
+            })
         })
     }
 }
@@ -279,7 +325,8 @@ async fn answer<R: Runtime>(
     running: &Running,
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+) -> Stream {
+    let began = http.runtime().now();
     let (parts, recv) = request.into_parts();
     let ends = recv.is_end_stream();
     let (mut head, mut response_head) = (Head::default(), Head::default());
@@ -303,7 +350,7 @@ async fn answer<R: Runtime>(
             plan.unrouted.count(Ended::With(status));
             let reply = Reply::request_error(status);
             down.reply(reply, to_head, false).await;
-            return;
+            return Stream::Answered;
         }
     };
     let journey = Journey::new(http, &plan, &client, running, &head, &request);
@@ -312,6 +359,13 @@ async fn answer<R: Runtime>(
         After::Cut | After::Switched(_) => {
             down.respond.borrow_mut().reset(Reason::INTERNAL_ERROR);
         }
-        After::Gone => down.respond.borrow_mut().reset(Reason::CANCEL),
+        After::Gone => {
+            down.respond.borrow_mut().reset(Reason::CANCEL);
+            let lived = http.runtime().now().saturating_duration_since(began);
+            if lived < AT_ONCE {
+                return Stream::TakenBack;
+            }
+        }
     }
+    Stream::Answered
 }

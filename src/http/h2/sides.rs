@@ -36,6 +36,8 @@ pub(crate) struct Body {
     left: Option<u64>,
     has_ended: bool,
     trailers: Option<Head>,
+    /// What is wrong with them.
+    fault: Option<&'static str>,
 }
 
 impl Body {
@@ -52,12 +54,16 @@ impl Body {
             owed: 0,
             left,
             trailers: None,
+            fault: None,
         }
     }
 }
 
 impl Source for Body {
     fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
+        if let Some(why) = self.fault {
+            return Err(why);
+        }
         let n = self.chunk.len();
         let moved = u64::try_from(n).unwrap_or(u64::MAX);
         if let Some(left) = &mut self.left {
@@ -102,8 +108,12 @@ impl Source for Body {
             None => {
                 let trailers = ready!(self.recv.poll_trailers(cx)).map_err(io_error)?;
                 if let Some(map) = trailers {
-                    let trailers = convert::trailers(&map).map_err(io::Error::other)?;
-                    self.trailers = Some(trailers).filter(|it| !it.has_no_fields());
+                    match convert::trailers(&map) {
+                        Ok(trailers) => {
+                            self.trailers = Some(trailers).filter(|it| !it.has_no_fields());
+                        }
+                        Err(why) => self.fault = Some(why),
+                    }
                 }
                 self.has_ended = true;
                 Poll::Ready(Ok(Some(0)))
@@ -295,7 +305,15 @@ impl Source for Incoming {
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         match &mut self.body {
-            Some(body) => body.poll_more(cx),
+            // The end of a connection hides the end of a stream that came right
+            // before it. What was announced has come: it is whole.
+            Some(body) => match ready!(body.poll_more(cx)) {
+                Err(error) if body.left == Some(0) && is_of_connection(&error) => {
+                    body.has_ended = true;
+                    Poll::Ready(Ok(Some(0)))
+                }
+                result => Poll::Ready(result),
+            },
             None => Poll::Ready(Ok(None)),
         }
     }
@@ -327,6 +345,11 @@ pub(crate) fn io_error(error: h2::Error) -> io::Error {
     }
     let inner = error.into_io();
     inner.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+}
+
+/// Whether a connection has failed beneath its streams.
+fn is_of_connection(error: &io::Error) -> bool {
+    error.get_ref().is_none_or(|inner| !inner.is::<h2::Error>())
 }
 
 /// The way to a client: before its response has begun, and after.

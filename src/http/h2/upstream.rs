@@ -16,7 +16,7 @@ use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
 use log::{debug, info};
 
-use super::io::{Io, Reads};
+use super::io::{Io, Traffic};
 use super::sides::{Incoming, Out, Outgoing, io_error};
 use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::dial::{Admission, DialError, Loss, Upstream};
@@ -31,26 +31,89 @@ use crate::transport::HttpTransport;
 
 /// What a stream may send before it is read.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// What all streams of a connection may send before it is read.
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Exchanges on one connection, whatever the backend allows.
-const STREAMS_MAX: usize = 1000;
+/// Exchanges on one connection at a time, whatever the backend allows.
+const STREAMS_MAX: u32 = 1000;
+/// What all streams of a connection may send before it is read: as much as
+/// they may by themselves. Were it less, a few clients that do not read could
+/// stop all others whose responses come over the same connection.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
+/// Exchanges on one connection in its life: there are 2^30 stream identifiers
+/// (RFC 9113, section 5.1.1).
+const EXCHANGES_MAX: u32 = 1 << 29;
 /// How long a connection that nobody uses may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Response heads; the crate refuses what is larger before we see it.
 const HEAD_BYTES: u32 = 64 << 10;
+
+/// How many exchanges may be on a connection at once, as far as has been
+/// learnt. What a backend says of it is not all: it may refuse before.
+#[derive(Debug)]
+struct Places {
+    /// Exchanges under way.
+    taken: Cell<usize>,
+    /// Never 0.
+    ceiling: Cell<usize>,
+    /// Exchanges that have ended since that was last changed.
+    ended: Cell<usize>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            taken: Cell::new(0),
+            ceiling: Cell::new(Self::max()),
+            ended: Cell::new(0),
+        }
+    }
+
+    fn max() -> usize {
+        usize::try_from(STREAMS_MAX).unwrap_or(usize::MAX)
+    }
+
+    fn take(&self) {
+        self.taken.set(self.taken.get() + 1);
+    }
+
+    fn are_left(&self, allowed: usize) -> bool {
+        self.taken.get() < allowed.min(self.ceiling.get())
+    }
+
+    fn are_free(&self) -> bool {
+        self.taken.get() == 0
+    }
+
+    /// An exchange has ended. When as many have as there may be at once, one
+    /// more is tried: who has had too much to do has not for ever.
+    fn give_back(&self) {
+        self.leave();
+        let (ended, ceiling) = (self.ended.get() + 1, self.ceiling.get());
+        self.ended.set(ended % ceiling);
+        if ended >= ceiling {
+            self.ceiling.set((ceiling + 1).min(Self::max()));
+        }
+    }
+
+    /// An exchange was refused: there were too many.
+    fn refused(&self) {
+        self.leave();
+        let ceiling = self.taken.get().clamp(1, self.ceiling.get());
+        self.ceiling.set(ceiling);
+        self.ended.set(0);
+    }
+
+    fn leave(&self) {
+        self.taken.set(self.taken.get().saturating_sub(1));
+    }
+}
 
 /// What exchanges, the pool and the task know of a connection.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// `None`: no further exchange begins on it.
     send: RefCell<Option<SendRequest<Bytes>>>,
-    /// Exchanges under way.
-    open: Cell<usize>,
-    /// How many there may be, as far as has been learnt.
-    ceiling: Cell<usize>,
-    /// Whether an exchange has begun on it.
-    used: Cell<bool>,
+    places: Places,
+    /// How many have begun on it.
+    begun: Cell<u32>,
     /// Nobody else will use it: it ends with the exchanges that it has.
     is_last: Cell<bool>,
     admission: Option<Admission>,
@@ -69,7 +132,7 @@ impl Shared {
         shared_now: &Gauge,
     ) -> Result<Rc<Self>, DialError> {
         let io = Io::new(dialed.channel, ReadBuf::default());
-        let reads = io.reads();
+        let traffic = io.traffic();
         let mut builder = Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
@@ -85,9 +148,8 @@ impl Shared {
             .map_err(|error| DialError::Handshake(io_error(error)))?;
         let shared = Rc::new(Self {
             send: RefCell::new(Some(send)),
-            open: Cell::new(0),
-            ceiling: Cell::new(STREAMS_MAX),
-            used: Cell::new(false),
+            places: Places::new(),
+            begun: Cell::new(0),
             is_last: Cell::new(false),
             admission: dialed.admission,
             lost: RefCell::default(),
@@ -104,7 +166,7 @@ impl Shared {
                 ping: connection.ping_pong(),
                 after: transport.read_idle_timeout,
                 limit: transport.ping_timeout,
-                reads,
+                traffic,
                 seen: 0,
                 last: runtime.now(),
                 sent: None,
@@ -127,20 +189,8 @@ impl Shared {
         send.as_ref().is_some_and(|send| {
             let allowed = send.current_max_send_streams();
             // A backend may count a stream for a while after its end.
-            let allowed = (allowed - allowed / 8).min(self.ceiling.get());
-            self.open.get() < allowed
+            self.places.are_left(allowed - allowed / 8)
         })
-    }
-
-    /// The backend has not begun with an exchange.
-    pub(crate) fn has_not_begun(&self, why: NotBegun) {
-        match why {
-            NotBegun::Refused => {
-                let fewer = self.open.get().saturating_sub(1).max(1);
-                self.ceiling.set(self.ceiling.get().min(fewer));
-            }
-            NotBegun::Leaving => self.retire(),
-        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -157,7 +207,7 @@ impl Shared {
             Ok(()) => true,
             Err(why) => {
                 // What is under way is counted when its time is over.
-                if self.is_open() && self.open.get() == 0 {
+                if self.is_open() && self.is_idle() {
                     admission.count_closed("idle", &why);
                 }
                 self.retire();
@@ -189,11 +239,22 @@ impl Shared {
         self.lost.borrow().clone()
     }
 
+    /// Whether no exchange is under way on it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.places.are_free()
+    }
+
     /// Takes a place on it.
     pub(crate) fn lease(self: &Rc<Self>) -> Lease {
-        self.open.set(self.open.get() + 1);
+        self.places.take();
+        let begun = self.begun.get();
+        self.begun.set(begun + 1);
+        if begun + 1 == EXCHANGES_MAX {
+            self.ends_with_its_exchanges();
+        }
         Lease {
-            reused: self.used.replace(true),
+            reused: begun > 0,
+            was_refused: Cell::new(false),
             shared: Rc::clone(self),
         }
     }
@@ -205,16 +266,21 @@ pub(crate) struct Lease {
     pub(crate) shared: Rc<Shared>,
     /// Whether it has served an exchange before.
     pub(crate) reused: bool,
+    was_refused: Cell<bool>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let left = self.shared.open.get().saturating_sub(1);
-        self.shared.open.set(left);
-        if left > 0 {
+        if self.was_refused.get() {
+            self.shared.places.refused();
+        } else {
+            self.shared.places.give_back();
+        }
+        if !self.shared.is_idle() {
             return;
         }
-        if self.shared.is_last.get() {
+        // One that refuses what it has alone will take nothing.
+        if self.shared.is_last.get() || self.was_refused.get() {
             self.shared.retire();
         } else {
             self.shared.wake();
@@ -223,6 +289,14 @@ impl Drop for Lease {
 }
 
 impl Lease {
+    /// The backend has not begun with the exchange.
+    pub(crate) fn has_not_begun(&self, why: NotBegun) {
+        match why {
+            NotBegun::Refused => self.was_refused.set(true),
+            NotBegun::Leaving => self.shared.retire(),
+        }
+    }
+
     /// Sends the head of a request. `Err`: nothing of it was sent.
     pub(crate) fn ask(
         &self,
@@ -267,11 +341,11 @@ impl<R: Runtime> Driver<R> {
             return Poll::Ready(());
         };
         *self.shared.waker.borrow_mut() = Some(cx.waker().clone());
-        self.pings.reads.allow();
+        self.pings.traffic.allow();
         if let Some(admission) = &self.shared.admission
             && let Poll::Ready(loss) = admission.poll_over(cx)
         {
-            if self.shared.open.get() > 0 {
+            if !self.shared.is_idle() {
                 admission.count_closed("exchange", &loss);
             }
             // Before the streams hear that their connection is gone.
@@ -286,13 +360,13 @@ impl<R: Runtime> Driver<R> {
             return Poll::Ready(());
         }
         let now = self.runtime.now();
-        let is_idle = self.shared.open.get() == 0;
+        let is_idle = self.shared.is_idle();
         self.idle_since = is_idle.then(|| self.idle_since.unwrap_or(now));
         let idle_end = self
             .idle_since
             .zip(self.idle_limit)
             .and_then(|(since, limit)| since.checked_add(limit));
-        if idle_end.is_some_and(|end| end <= now) {
+        if idle_end.is_some_and(|end| end <= now) && self.shared.is_open() {
             self.shared.retire();
         }
         let is_leaving = is_idle && !self.shared.is_open();
@@ -324,7 +398,7 @@ struct Pings {
     ping: Option<PingPong>,
     after: Option<Duration>,
     limit: Duration,
-    reads: Rc<Reads>,
+    traffic: Rc<Traffic>,
     seen: u64,
     /// When something last came.
     last: Instant,
@@ -337,8 +411,8 @@ impl Pings {
         let (Some(after), Some(ping)) = (self.after, &mut self.ping) else {
             return Ok(None);
         };
-        if self.seen != self.reads.count() {
-            self.seen = self.reads.count();
+        if self.seen != self.traffic.reads() {
+            self.seen = self.traffic.reads();
             self.last = now;
         }
         if let Some(sent) = self.sent {
@@ -369,5 +443,39 @@ impl Pings {
         }
         self.last = now;
         Ok(Some(now + after))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_lowers_the_number_and_what_ends_raises_it_again() {
+        let places = Places::new();
+        for _ in 0..4 {
+            places.take();
+        }
+        assert!(places.are_left(5) && !places.are_left(4));
+        places.refused();
+        assert!(
+            !places.are_left(1000),
+            "the three that are left were enough"
+        );
+        places.give_back();
+        assert!(places.are_left(1000));
+        places.give_back();
+        assert_eq!(places.ceiling.get(), 3);
+        places.give_back();
+        assert_eq!(places.ceiling.get(), 4, "three have ended");
+        assert!(places.are_free());
+        places.take();
+        places.refused();
+        assert_eq!(places.ceiling.get(), 1, "never none");
+        for _ in 0..2_000_000 {
+            places.take();
+            places.give_back();
+        }
+        assert_eq!(places.ceiling.get(), Places::max());
     }
 }

@@ -77,9 +77,8 @@ pub enum Name {
     ForwardedServer,
     /// `X-Real-Ip`
     RealIp,
-    /// Other forwarding claims: `X-Forwarded-Prefix`, `-Uri`,
-    /// `-Method`, `-Scheme`, `-Ssl`, `-User`, `-Client-Cert`, `-Tls-Client-Cert`,
-    /// `-Tls-Client-Cert-Info`.
+    /// Any other name that begins with `X-Forwarded-`: `-Prefix`, `-Uri`,
+    /// `-User`, `-Tls-Client-Cert` and whatever else a proxy may claim.
     ForwardedOther,
     /// One of the above with `_` for `-`, which many a backend takes for it.
     Lookalike,
@@ -87,7 +86,7 @@ pub enum Name {
     Other,
 }
 
-const KNOWN: [(&str, Name); 34] = [
+const KNOWN: [(&str, Name); 25] = [
     ("connection", Name::Connection),
     ("content-length", Name::ContentLength),
     ("content-type", Name::ContentType),
@@ -113,51 +112,56 @@ const KNOWN: [(&str, Name); 34] = [
     ("x-forwarded-server", Name::ForwardedServer),
     ("x-real-ip", Name::RealIp),
     ("forwarded", Name::Forwarded),
-    ("x-forwarded-prefix", Name::ForwardedOther),
-    ("x-forwarded-uri", Name::ForwardedOther),
-    ("x-forwarded-method", Name::ForwardedOther),
-    ("x-forwarded-client-cert", Name::ForwardedOther),
-    ("x-forwarded-scheme", Name::ForwardedOther),
-    ("x-forwarded-ssl", Name::ForwardedOther),
-    ("x-forwarded-user", Name::ForwardedOther),
-    ("x-forwarded-tls-client-cert", Name::ForwardedOther),
-    ("x-forwarded-tls-client-cert-info", Name::ForwardedOther),
 ];
+
+/// How names begin that tell of the way a request has come.
+const CLAIM: &str = "x-forwarded-";
+
+/// Whether a name is that one, in any case, and with `_` for `-`.
+fn folds(known: &str, name: &[u8]) -> bool {
+    known
+        .bytes()
+        .zip(name)
+        .all(|(k, n)| k == n.to_ascii_lowercase() || (k == b'-' && *n == b'_'))
+}
 
 impl Name {
     /// Which name it is, whatever its case.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
-        // Most names are told by their length and first letter alone.
-        if !matches!(
-            name.len(),
-            2 | 3 | 4 | 6 | 7 | 9 | 10 | 12 | 14..=19 | 23 | 27 | 32
-        ) {
-            return Self::Other;
-        }
         let first = name.first().map(u8::to_ascii_lowercase);
+        let is_claim = first == Some(b'x')
+            && name
+                .get(..CLAIM.len())
+                .is_some_and(|start| folds(CLAIM, start));
+        // Most names are told by their length and first letter alone.
+        if !matches!(name.len(), 2 | 3 | 4 | 6 | 7 | 9 | 10 | 12 | 14..=19) {
+            return Self::other(name, is_claim);
+        }
         if !matches!(
             first,
             Some(b'c' | b'd' | b'e' | b'f' | b'h' | b'k' | b'm' | b'p' | b't' | b'u' | b'v' | b'x')
         ) {
-            return Self::Other;
+            return Self::other(name, is_claim);
         }
         for (known, which) in KNOWN {
-            if known.len() == name.len() {
-                let folds = known
-                    .bytes()
-                    .zip(name)
-                    .all(|(k, n)| k == n.to_ascii_lowercase() || (k == b'-' && *n == b'_'));
-                if folds {
-                    return if name.contains(&b'_') {
-                        Self::Lookalike
-                    } else {
-                        which
-                    };
-                }
+            if known.len() == name.len() && folds(known, name) {
+                return if name.contains(&b'_') {
+                    Self::Lookalike
+                } else {
+                    which
+                };
             }
         }
-        Self::Other
+        Self::other(name, is_claim)
+    }
+
+    fn other(name: &[u8], is_claim: bool) -> Self {
+        match is_claim {
+            true if name.contains(&b'_') => Self::Lookalike,
+            true => Self::ForwardedOther,
+            false => Self::Other,
+        }
     }
 }
 

@@ -1407,7 +1407,7 @@ fn r61_forwarding_claims_count_from_those_who_are_trusted() {
 #[test]
 fn r62_identity_fields_of_strangers_go_in_every_spelling() {
     let head = passed(&get(
-        "X-Forwarded-Client-Cert: x\r\nX_Forwarded_Client_Cert: x\r\nx-forwarded-tls-client-cert: x\r\nX-Forwarded-Tls_Client-Cert-Info: x\r\nX-Forwarded-User: x\r\nConnection: close\r\n",
+        "X-Forwarded-Client-Cert: x\r\nX_Forwarded_Client_Cert: x\r\nx-forwarded-tls-client-cert: x\r\nX-Forwarded-Tls_Client-Cert-Info: x\r\nX-Forwarded-User: x\r\nX-Forwarded-Preferred-User: x\r\nX-Forwarded_By-User: x\r\nConnection: close\r\n",
     ));
     assert!(
         !head.to_ascii_lowercase().contains("cert") && !head.contains("User"),

@@ -1,6 +1,9 @@
 //! Upstreams and clients that fail, and the end of the proxy.
 
 use super::*;
+use crate::support::h2::{self, Frames};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 crate::on_both!(
     a_truncated_response_is_never_completed,
@@ -14,6 +17,8 @@ crate::on_both!(
     a_connection_that_has_spoken_is_not_stale,
     a_client_that_has_gone_does_not_wait_for_a_silent_backend,
     a_body_sent_where_none_may_be_is_not_the_next_response,
+    a_client_that_goes_away_is_not_dialled_for,
+    so_many_requests_may_be_sent_ahead,
 );
 
 /// Serves one request per connection and then closes without saying so.
@@ -268,4 +273,100 @@ fn a_body_sent_where_none_may_be_is_not_the_next_response(on: On) {
         "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(backend.accepted(), 2);
+}
+
+/// A client that has gone at once, with a reset: of its stream, or of all.
+fn come_and_go(proxy: &Running, http2: bool) {
+    let mut stream = proxy.connect("web");
+    if http2 {
+        let mut client = Frames::client(stream);
+        client.head(1, &h2::request("POST", "/"), false);
+        client.send(h2::DATA, 0, 1, b"content");
+        client.send(h2::PING, 0, 0, &[1; 8]);
+        client.find(|it| it.kind == h2::PING).unwrap();
+        client.send(h2::RST_STREAM, 0, 1, &8u32.to_be_bytes());
+        client.send(h2::PING, 0, 0, &[2; 8]);
+        client.find(|it| it.payload == [2; 8]).unwrap();
+    } else {
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\ncontent")
+            .unwrap();
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// What is known of a backend's connections: how many have a first byte, and
+/// how many have ended.
+#[derive(Default)]
+struct Seen {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+fn a_client_that_goes_away_is_not_dialled_for(on: On) {
+    let seen = Arc::new(Seen::default());
+    let told = Arc::clone(&seen);
+    // It never answers the first message of TLS.
+    let backend = Backend::plain(move |wire| {
+        drop(wire.read(&mut [0]));
+        told.begun.fetch_add(1, Ordering::SeqCst);
+        drop(wire.read_to_end(&mut Vec::new()));
+        told.ended.fetch_add(1, Ordering::SeqCst);
+    });
+    let proxy = Running::start(
+        on,
+        &format!(
+            r#"
+[entryPoints.web]
+address = "127.0.0.1:0"
+[http.routers.api]
+rule = "PathPrefix(`/`)"
+service = "api"
+[http.services.api.loadBalancer]
+serversTransport = "t"
+servers = [{{ url = "https://{0}" }}, {{ url = "https://{0}" }}]
+[http.serversTransports.t]
+rootCAs = ["fixtures/pki/ca.pem"]
+"#,
+            backend.address
+        ),
+    );
+    for http2 in [false, true] {
+        let begun = seen.begun.load(Ordering::SeqCst);
+        come_and_go(&proxy, http2);
+        eventually("it is dialled", || {
+            (seen.begun.load(Ordering::SeqCst) > begun).then_some(())
+        });
+        let since = Instant::now();
+        eventually("it is let go", || {
+            (seen.ended.load(Ordering::SeqCst) > begun).then_some(())
+        });
+        // A handshake may take 10 s.
+        assert!(since.elapsed().as_secs() < 8, "{:?}", since.elapsed());
+        assert_eq!(seen.begun.load(Ordering::SeqCst), begun + 1, "no other");
+    }
+}
+
+fn so_many_requests_may_be_sent_ahead(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let proxy = plain_http(on, &backend, "transport.maxPipelinedRequests = 3");
+    let requests: String = (0..6)
+        .map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .collect();
+    let answer = proxy.talk("web", &requests);
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 4, "{answer}");
+    assert_eq!(
+        answer.matches("Connection: close\r\n").count(),
+        1,
+        "{answer}"
+    );
+    // One after the other there may be more.
+    let mut client = proxy.connect("web");
+    for _ in 0..6 {
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        let (head, _) = crate::support::proxy::answer(&mut client);
+        assert!(!head.contains("Connection: close"), "{head}");
+    }
 }

@@ -20,6 +20,12 @@ crate::on_both!(
     more_streams_than_allowed_are_refused,
     a_slow_reader_holds_up_the_backend_not_memory,
     an_answer_of_our_own_is_framed_for_http_2,
+    what_a_slow_reader_has_been_promised_is_delivered_after_a_goodbye,
+    a_slow_reader_that_stops_is_not_waited_for_for_ever,
+    streams_that_are_taken_back_at_once_end_the_connection,
+    a_blocked_upload_that_is_taken_back_is_let_go,
+    trailers_that_cannot_be_taken_are_refused,
+    what_a_connection_may_send_ahead_is_configured,
 );
 
 /// RFC 9113, section 8.3.1 and 8.2.3; RFC 9110, section 7.6.3.
@@ -578,4 +584,184 @@ fn an_answer_of_our_own_is_framed_for_http_2(on: On) {
     *head.method_mut() = http::Method::HEAD;
     let answer = client.ask(head, &[], None).unwrap();
     assert_eq!((answer.status(), answer.body.len()), (400, 0));
+}
+
+/// What came after a head, and whether the stream has ended well.
+fn content_of(client: &mut Frames<std::net::TcpStream>, streams: &[u32]) -> Vec<(usize, bool)> {
+    let mut all = vec![(0, false); streams.len()];
+    while all.iter().any(|(_, ended)| !ended) {
+        let Some(frame) = client.find(|it| matches!(it.kind, h2::DATA | h2::RST_STREAM)) else {
+            break;
+        };
+        let Some(index) = streams.iter().position(|it| *it == frame.stream) else {
+            continue;
+        };
+        assert_ne!(frame.kind, h2::RST_STREAM, "{frame:?}");
+        all[index].0 += frame.payload.len();
+        all[index].1 |= frame.flags & h2::END_STREAM != 0;
+    }
+    all
+}
+
+/// A client with windows as large as they can be, whose socket takes little.
+fn generous(proxy: &Running) -> Frames<std::net::TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    socket.connect(&proxy.address("web").into()).unwrap();
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut client = Frames::client(stream);
+    client.send(h2::SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    client.send(h2::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes());
+    client
+}
+
+/// RFC 9113, section 6.8: streams that are under way are finished.
+fn what_a_slow_reader_has_been_promised_is_delivered_after_a_goodbye(on: On) {
+    const EACH: usize = 60_000;
+    let backend = Backend::plain(|wire| {
+        while read_head(wire).is_some() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {EACH}\r\n\r\n");
+            wire.write_all(head.as_bytes()).unwrap();
+            wire.write_all(&[b'x'; EACH]).unwrap();
+        }
+    });
+    let proxy = plain_http(on, &backend, "transport.keepAliveMaxRequests = 40");
+    let mut client = generous(&proxy);
+    let streams: Vec<u32> = (0..40).map(|n| 2 * n + 1).collect();
+    for stream in &streams {
+        client.get(*stream, "/");
+    }
+    // Longer than an idle connection is kept after its goodbye.
+    #[allow(clippy::disallowed_methods, reason = "it is slow")]
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(content_of(&mut client, &streams), [(EACH, true); 40]);
+}
+
+fn a_slow_reader_that_stops_is_not_waited_for_for_ever(on: On) {
+    let backend = Backend::plain(|wire| {
+        while read_head(wire).is_some() {
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n";
+            wire.write_all(head.as_bytes()).unwrap();
+            wire.write_all(&[b'x'; 60_000]).unwrap();
+        }
+    });
+    let limits = "transport.respondingTimeouts.writeTimeout = \"300ms\"";
+    let proxy = plain_http(on, &backend, limits);
+    let mut client = generous(&proxy);
+    for n in 0..40 {
+        client.get(2 * n + 1, "/");
+    }
+    eventually("it is cut", || {
+        // A reset tells even those who do not read.
+        client.0.take_error().unwrap().map(|error| {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        })
+    });
+}
+
+/// CVE-2023-44487, by a client that waits until each request has been begun.
+fn streams_that_are_taken_back_at_once_end_the_connection(on: On) {
+    let ended = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&ended);
+    let backend = Backend::plain(move |wire| {
+        drop(wire.read_to_end(&mut Vec::new()));
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    });
+    let proxy = plain_http(on, &backend, "");
+    let mut client = frames(&proxy);
+    let mut begun = 0;
+    for n in 0..600 {
+        client.get(2 * n + 1, "/");
+        // Its turn is over when the ping is answered.
+        client.send(h2::PING, 0, 0, &[7; 8]);
+        let answered = client.find(|it| it.kind == h2::GOAWAY || it.kind == h2::PING);
+        if answered.is_none_or(|it| it.kind == h2::GOAWAY) {
+            break;
+        }
+        begun = n + 1;
+        client.send(h2::RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes());
+    }
+    assert!((500..=510).contains(&begun), "{begun}");
+    // What it did not want is not waited for upstream.
+    eventually("the backend is let go", || {
+        let ended = ended.load(std::sync::atomic::Ordering::SeqCst);
+        (ended >= 500 && ended == backend.accepted()).then_some(())
+    });
+}
+
+/// RFC 9110, section 6.5.1; RFC 9113, section 8.1.
+fn trailers_that_cannot_be_taken_are_refused(on: On) {
+    let backend = Backend::plain(|wire| {
+        // All that comes, and never a whole request.
+        let mut all = Vec::new();
+        drop(wire.read_to_end(&mut all));
+        assert!(!String::from_utf8(all).unwrap().contains("\r\n0\r\n"));
+    });
+    let proxy = plain_http(on, &backend, "");
+    let mut client = frames(&proxy);
+    client.head(1, &h2::request("POST", "/"), false);
+    client.send(h2::DATA, 0, 1, b"abc");
+    client.head(1, &[("content-length", "3")], true);
+    let head = client.find(|it| it.kind == h2::HEADERS).unwrap();
+    assert_eq!((head.stream, head.payload[0]), (1, 0x8c), ":status: 400");
+    assert_eq!(client.end_of(1), Some(Ok(())));
+}
+
+fn what_a_connection_may_send_ahead_is_configured(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let proxy = plain_http(on, &backend, "http2.maxBufferedBytes = 100000");
+    let mut client = frames(&proxy);
+    let opened = client.find(|it| it.kind == h2::WINDOW_UPDATE && it.stream == 0);
+    assert_eq!(
+        opened.unwrap().payload,
+        (100_000_u32 - 65_535).to_be_bytes()
+    );
+}
+
+fn a_blocked_upload_that_is_taken_back_is_let_go(on: On) {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let backend = Backend::plain(move |wire| {
+        drop(read_head(wire));
+        let _released = released.lock().unwrap().recv();
+    });
+    let proxy = Running::start(
+        on,
+        &format!(
+            r#"
+[admin]
+address = "127.0.0.1:0"
+[entryPoints.web]
+address = "127.0.0.1:0"
+[http.routers.api]
+rule = "PathPrefix(`/`)"
+service = "api"
+[http.services.api.loadBalancer]
+servers = [{{ url = "http://{}" }}]
+"#,
+            backend.address
+        ),
+    );
+    let client = client(&proxy);
+    let mut send = client.send.clone();
+    let (_response, mut stream) = send.send_request(post("/"), false).unwrap();
+    let silence = std::time::Duration::from_secs(1);
+    client.run(async {
+        loop {
+            stream.reserve_capacity(10_000);
+            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+            let Ok(Some(Ok(room))) = tokio::time::timeout(silence, room).await else {
+                break;
+            };
+            stream.send_data(Bytes::from(vec![0; room]), false).unwrap();
+        }
+        stream.send_reset(::h2::Reason::CANCEL);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    });
+    let gone = "svidgate_requests_total{entrypoint=\"web\",service=\"api\",class=\"gone\"} ";
+    eventually("it is noticed while the backend takes nothing", || {
+        (proxy.metric(gone) == Some(1.0)).then_some(())
+    });
+    drop(release);
 }

@@ -21,6 +21,9 @@ crate::on_both!(
     a_connection_that_nobody_uses_is_closed,
     a_burst_shares_one_connection_from_the_start,
     a_client_that_goes_away_resets_its_stream_only,
+    clients_that_do_not_read_hold_up_no_other,
+    an_early_answer_right_before_the_end_is_whole,
+    a_refused_exchange_goes_where_there_is_room,
 );
 
 fn path_of(request: &Request<::h2::RecvStream>) -> String {
@@ -562,4 +565,105 @@ fn a_client_that_goes_away_resets_its_stream_only(on: On) {
     });
     assert_eq!(other.get("/").unwrap().text(), "ok");
     assert_eq!(backend.accepted(), 1);
+}
+
+/// They share a connection, and so its window.
+fn clients_that_do_not_read_hold_up_no_other(on: On) {
+    let backend = H2Backend::start(None, |request, mut respond| async move {
+        if path_of(&request) == "/large" {
+            let stream = respond.send_response(Response::new(()), false).unwrap();
+            drop(h2::upload(stream, Bytes::from(vec![0; 20_000_000]), None).await);
+            return;
+        }
+        say(respond, vec![b'x'; 50_000]);
+    });
+    let proxy = h2c(on, backend.address, "");
+    let mut deaf = Vec::new();
+    for _ in 0..40 {
+        let mut client = proxy.connect("web");
+        client
+            .write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        // It has begun, and goes as far as it can.
+        client.read_exact(&mut [0; 100]).unwrap();
+        deaf.push(client);
+    }
+    let mut client = client(&proxy);
+    for _ in 0..10 {
+        assert_eq!(client.get("/small").unwrap().body.len(), 50_000);
+    }
+    assert_eq!(backend.accepted(), 1);
+    drop(deaf);
+}
+
+/// RFC 9113, section 8.1: a backend need not wait for the whole request.
+fn an_early_answer_right_before_the_end_is_whole(on: On) {
+    let backend = Backend::plain(|wire| {
+        let mut frames = Frames::server(wire);
+        let Some(asked) = frames.find(|it| it.kind == h2::HEADERS) else {
+            return;
+        };
+        let fields = h2::block(&[(":status", "413"), ("content-length", "3")]);
+        // In one piece with the end of the connection.
+        let mut whole = Vec::new();
+        for (kind, flags, payload) in [
+            (h2::HEADERS, h2::END_HEADERS, fields.as_slice()),
+            (h2::DATA, h2::END_STREAM, b"no!"),
+        ] {
+            whole.extend(&u32::try_from(payload.len()).unwrap().to_be_bytes()[1..]);
+            whole.extend([kind, flags]);
+            whole.extend(asked.stream.to_be_bytes());
+            whole.extend(payload);
+        }
+        frames.0.write_all(&whole).unwrap();
+        frames.0.finish();
+        drop(frames.0.read_to_end(&mut Vec::new()));
+    });
+    let proxy = h2c(on, backend.address, "");
+    for _ in 0..20 {
+        let mut client = proxy.connect("web");
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\nonly this")
+            .unwrap();
+        assert_eq!(
+            crate::support::proxy::read_to_end(&mut client),
+            "HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno!"
+        );
+    }
+}
+
+fn a_refused_exchange_goes_where_there_is_room(on: On) {
+    let (release, released) = tokio::sync::watch::channel(0);
+    let refusing = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let refuses = Arc::clone(&refusing);
+    let backend = H2Backend::start(None, move |request, mut respond| {
+        let mut released = released.clone();
+        let refused = path_of(&request) == "/refused"
+            && refuses.swap(false, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            if refused {
+                respond.send_reset(::h2::Reason::REFUSED_STREAM);
+                return;
+            }
+            if let Ok(number) = path_of(&request)[1..].parse::<u32>() {
+                released.wait_for(|it| *it >= number).await.unwrap();
+            }
+            say(respond, "ok");
+        }
+    });
+    let proxy = h2c(on, backend.address, "");
+    let mut client = client(&proxy);
+    let mut send = client.send.clone();
+    let (one, _) = send.send_request(h2::get("/1"), true).unwrap();
+    // Refused beside the first, it gets a connection of its own.
+    assert_eq!(client.get("/refused").unwrap().text(), "ok");
+    assert_eq!(backend.accepted(), 2);
+    // Both have room: neither a third, nor the one that is full.
+    let (two, _) = send.send_request(h2::get("/1"), true).unwrap();
+    let (three, _) = send.send_request(h2::get("/1"), true).unwrap();
+    release.send(1).unwrap();
+    for asked in [one, two, three] {
+        assert_eq!(client.run(h2::answer(asked)).unwrap().text(), "ok");
+    }
+    assert_eq!(backend.accepted(), 2);
 }
