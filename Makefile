@@ -4,7 +4,7 @@ DENY_VERSION = 0.20.2
 FUZZ_VERSION = 0.13.2
 FUZZ_TARGETS = request_head response_head chunked_body h2_to_h1 config svid_leaf
 
-.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench soak fuzz fuzz-smoke hostile
+.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench soak fuzz fuzz-smoke hostile interop
 
 help:
 	@echo 'make build              the release binary, target/release/svidgate'
@@ -17,6 +17,7 @@ help:
 	@echo 'make fuzz               every fuzzing target for 10 minutes (FUZZ_SECONDS=)'
 	@echo 'make fuzz-smoke         every fuzzing target for 10 seconds'
 	@echo 'make hostile            slow clients, floods, streams without end (HOSTILE=slow|h2load|memory|stream: one of them)'
+	@echo 'make interop            with real peers: SPIRE, go-spiffe, Python, nginx, HAProxy, Envoy, Traefik, curl, a browser, psql'
 	@echo 'make bench              CPU per request beside nginx and HAProxy'
 	@echo 'make fixtures           make the certificates in fixtures/ anew'
 	@echo 'make fmt                format the code'
@@ -83,3 +84,9 @@ hostile: build
 	@command -v slowhttptest >/dev/null && command -v h2load >/dev/null || \
 	  apt-get install --yes --no-install-recommends slowhttptest nghttp2-client
 	python3 benches/hostile.py $(HOSTILE)
+
+# It installs what is missing: Go modules and Python packages by exact version outside the tree, the rest from the
+# distribution. README=1 writes the table of peers into README.md.
+interop: build
+	$(CARGO) build --release --locked --example world
+	python3 tests/interop/run.py $(if $(README),--readme) $(INTEROP)

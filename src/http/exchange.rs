@@ -684,7 +684,7 @@ async fn next_head<T: Timer>(
 }
 
 /// An alert is an answer, although not one of HTTP: the peer refuses us.
-fn is_tls_alert(error: &io::Error) -> bool {
+pub(crate) fn is_tls_alert(error: &io::Error) -> bool {
     tls_error_type(error) != "connection_terminated"
 }
 

@@ -402,6 +402,13 @@ impl<'h, R: Runtime> Journey<'h, R> {
                     why: format!("{loss}, and trustLossGrace is over"),
                 }
             }
+            // An alert is an answer (as in HTTP/1.1, where the crate does not
+            // stand between us and it).
+            (Outcome::Stale(why), None) if lease.shared.refused().is_some() => {
+                let error = lease.shared.refused().unwrap_or_default();
+                let reply = Reply { status: 502, error };
+                Outcome::UpstreamFailed { reply, why }
+            }
             (outcome, _) => outcome,
         }
     }

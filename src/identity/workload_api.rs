@@ -6,7 +6,9 @@
 //! What crosses over is an [`Update`], with the key already made into a
 //! signer, so that PKCS#8 bytes stay on this side.
 
+use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use async_channel::Sender;
@@ -23,6 +25,10 @@ use super::{Trouble, Update};
 use crate::tls::unix_now;
 use zeroize::Zeroize;
 
+/// How long a denial is doubted while we have an identity. SPIRE says
+/// `PermissionDenied` for a moment when it replaces the SVIDs of an authority
+/// that was tainted.
+const DOUBT: Duration = Duration::from_secs(1);
 /// The first and the longest wait between two tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// The wait after an answer that the standard says not to retry
@@ -69,14 +75,19 @@ pub fn spawn(settings: Settings, updates: Sender<Update>) -> io::Result<()> {
 /// One stream after the other, for ever.
 async fn follow(settings: &Settings, updates: &Sender<Update>) {
     let mut backoff = BACKOFF.0;
+    let mut has_identity = false;
+    let mut doubt = None;
     loop {
-        let mut received = false;
-        let streaming = async { Some(stream(settings, updates, &mut received).await) };
+        let received = Cell::new(false);
+        let streaming = stream(settings, updates, &received);
+        let streaming = async { Some(doubting(&mut doubt, &received, updates, streaming).await) };
         let Some(ended) = or(streaming, until_closed(updates)).await else {
             return;
         };
-        if received {
+        if received.get() {
             backoff = BACKOFF.0;
+            has_identity = true;
+            doubt = None;
         }
         let wait = match ended.kind {
             Kind::Hopeless => BACKOFF_HOPELESS,
@@ -95,18 +106,65 @@ async fn follow(settings: &Settings, updates: &Sender<Update>) {
             is_open: false,
         };
         let update = match ended.kind {
-            Kind::Withdrawn => Update::Withdrawn(trouble),
-            Kind::Trouble | Kind::Hopeless => Update::Failed(trouble),
+            Kind::Withdrawn if has_identity => {
+                has_identity = false;
+                doubt = Some(Doubt {
+                    until: tokio::time::Instant::now() + DOUBT,
+                    trouble: trouble.clone(),
+                });
+                Update::Failed(trouble)
+            }
+            Kind::Withdrawn if doubt.is_none() => Update::Withdrawn(trouble),
+            Kind::Withdrawn | Kind::Trouble | Kind::Hopeless => Update::Failed(trouble),
         };
         if updates.send(update).await.is_err() {
             return;
         }
+        let sleeping = tokio::time::sleep(wait);
+        let nothing = Cell::new(false);
         let waiting = async {
-            tokio::time::sleep(wait).await;
+            doubting(&mut doubt, &nothing, updates, sleeping).await;
             Some(())
         };
         if or(waiting, until_closed(updates)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// A denial that is not believed yet.
+struct Doubt {
+    until: tokio::time::Instant,
+    trouble: Trouble,
+}
+
+/// Does `work`. A denial that is still doubted when its time comes, whatever
+/// the agent does or does not say meanwhile, is a withdrawal; unless something
+/// was received.
+async fn doubting<T>(
+    doubt: &mut Option<Doubt>,
+    received: &Cell<bool>,
+    updates: &Sender<Update>,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        let until = doubt.as_ref().map(|it| it.until);
+        let over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+            None
+        };
+        if let Some(done) = or(async { Some(work.as_mut().await) }, over).await {
+            return done;
+        }
+        if let Some(doubted) = doubt.take()
+            && !received.get()
+        {
+            // If nobody listens, the caller will see.
+            drop(updates.send(Update::Withdrawn(doubted.trouble)).await);
         }
     }
 }
@@ -143,7 +201,7 @@ fn trouble(code: &'static str, why: impl Into<String>) -> Ended {
 }
 
 /// Opens the stream and passes on what comes, until it ends.
-async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bool) -> Ended {
+async fn stream(settings: &Settings, updates: &Sender<Update>, received: &Cell<bool>) -> Ended {
     if let Endpoint::Unix(path) = &settings.endpoint
         && !path.exists()
     {
@@ -220,10 +278,10 @@ async fn stream(settings: &Settings, updates: &Sender<Update>, received: &mut bo
             Ok(material) => {
                 let patience = patience_for(material.svid.not_after(), unix_now());
                 deadline = tokio::time::Instant::now() + patience;
-                if !*received {
+                if !received.get() {
                     info!("Workload API {}: connected", address(&settings.endpoint));
                 }
-                *received = true;
+                received.set(true);
                 for note in &material.notes {
                     warn!("Workload API: {note}");
                 }

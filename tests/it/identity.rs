@@ -19,6 +19,8 @@ crate::on_both!(
     without_waiting_spiffe_routes_answer_503,
     a_rotation_is_used_by_the_next_connection,
     withdrawal_is_503_and_recovery_is_automatic,
+    a_denial_for_a_moment_is_no_withdrawal,
+    a_denial_that_nothing_follows_is_a_withdrawal,
     an_agent_that_dies_and_comes_back_is_found_again,
     an_unusable_update_keeps_the_one_before,
     the_hint_picks_an_svid_and_its_loss_is_a_withdrawal,
@@ -162,6 +164,58 @@ fn withdrawal_is_503_and_recovery_is_automatic(on: On) {
             proxy.get("web", "/").starts_with(OK).then_some(())
         });
         assert!(proxy.admin("/readyz").starts_with(OK));
+    }
+}
+
+/// SPIRE denies for a moment what it signs anew, when an authority was tainted.
+fn a_denial_for_a_moment_is_no_withdrawal(on: On) {
+    let world = World::new();
+    let backend = world.backend("spiffe://example.org/api", echo_heads);
+    let proxy = world.http(on, &backend, IDS);
+    for _ in 0..3 {
+        let denials = "svidgate_workload_api_errors_total{code=\"permission_denied\"} ";
+        let denied_before = proxy.metric(denials).unwrap_or(0.0);
+        let updates = "svidgate_identity_updates_total{kind=\"issued\"} ";
+        let issued_before = proxy.metric(updates).unwrap();
+        world.agent.answer(denied());
+        eventually("it was denied", || {
+            (proxy.metric(denials).unwrap_or(0.0) > denied_before).then_some(())
+        });
+        world.agent.answer(Answer::Send(issued(&world.ca, OWN_ID)));
+        eventually("it says something else", || {
+            assert!(proxy.get("web", "/").starts_with(OK));
+            assert!(proxy.admin("/readyz").starts_with(OK));
+            (proxy.metric(updates).unwrap() > issued_before).then_some(())
+        });
+    }
+    let withdrawn = proxy.metric("svidgate_identity_updates_total{kind=\"withdrawn\"} ");
+    assert_eq!(withdrawn.unwrap_or(0.0), 0.0);
+}
+
+/// Whoever can silence the agent after it has denied gains a second.
+fn a_denial_that_nothing_follows_is_a_withdrawal(on: On) {
+    for hangs in [true, false] {
+        let mut world = World::new();
+        let backend = world.backend("spiffe://example.org/api", echo_heads);
+        let proxy = world.http(on, &backend, IDS);
+        assert!(proxy.get("web", "/").starts_with(OK));
+        let before = world.agent.calls();
+        world.agent.answer(denied());
+        eventually("it is asked again", || {
+            (world.agent.calls() > before).then_some(())
+        });
+        if hangs {
+            world.agent.answer(Answer::Hang);
+        } else {
+            world.agent.kill();
+        }
+        let since = Instant::now();
+        eventually("withdrawn", || {
+            let answer = proxy.get("web", "/");
+            answer.starts_with("HTTP/1.1 503 ").then_some(())
+        });
+        // A stream without a first message is given up after 10 s.
+        assert!(since.elapsed().as_secs() < 8, "{:?}", since.elapsed());
     }
 }
 

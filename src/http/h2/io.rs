@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
+use crate::dial::tls_error_type;
+use crate::http::exchange::is_tls_alert;
 use crate::http::wire::ReadBuf;
 
 /// What is gathered before it is written.
@@ -24,6 +26,7 @@ pub(crate) struct Traffic {
     reads_left: Cell<u32>,
     writes: Cell<u64>,
     is_blocked: Cell<bool>,
+    refused: Cell<Option<&'static str>>,
 }
 
 impl Traffic {
@@ -40,6 +43,18 @@ impl Traffic {
     /// Whether the peer does not take what is to be sent, here or in the crate.
     pub(crate) fn is_blocked(&self) -> bool {
         self.is_blocked.get()
+    }
+
+    /// What TLS has said of its end, as an error type of `Proxy-Status`. The
+    /// crate passes on the text of an error alone.
+    pub(crate) fn refused(&self) -> Option<&'static str> {
+        self.refused.get()
+    }
+
+    fn failed(&self, error: &io::Error) {
+        if is_tls_alert(error) {
+            self.refused.set(Some(tls_error_type(error)));
+        }
     }
 
     /// Another turn begins.
@@ -96,7 +111,8 @@ impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for Io<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let n = ready!(Pin::new(&mut this.stream).poll_read(cx, buf.initialize_unfilled()))?;
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf.initialize_unfilled());
+        let n = ready!(read).inspect_err(|error| this.traffic.failed(error))?;
         buf.advance(n);
         this.traffic.reads_left.set(left - 1);
         if n > 0 {
@@ -113,7 +129,7 @@ impl<S: AsyncWrite + Unpin> Io<S> {
             let rest = self.out.get(self.sent..).unwrap_or_default();
             let written = Pin::new(&mut self.stream).poll_write(cx, rest);
             self.traffic.is_blocked.set(written.is_pending());
-            let n = ready!(written)?;
+            let n = ready!(written).inspect_err(|error| self.traffic.failed(error))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -117,6 +117,7 @@ pub(crate) struct Shared {
     /// Nobody else will use it: it ends with the exchanges that it has.
     is_last: Cell<bool>,
     admission: Option<Admission>,
+    traffic: Rc<Traffic>,
     /// Why its peer is not talked to any more.
     lost: RefCell<Option<Loss>>,
     /// The task's.
@@ -152,6 +153,7 @@ impl Shared {
             begun: Cell::new(0),
             is_last: Cell::new(false),
             admission: dialed.admission,
+            traffic: Rc::clone(&traffic),
             lost: RefCell::default(),
             waker: RefCell::default(),
         });
@@ -242,6 +244,12 @@ impl Shared {
     /// Whether no exchange is under way on it.
     pub(crate) fn is_idle(&self) -> bool {
         self.places.are_free()
+    }
+
+    /// What its peer has said over TLS of why it ended, as an error type of
+    /// `Proxy-Status`.
+    pub(crate) fn refused(&self) -> Option<&'static str> {
+        self.traffic.refused()
     }
 
     /// Takes a place on it.

@@ -24,6 +24,7 @@ crate::on_both!(
     clients_that_do_not_read_hold_up_no_other,
     an_early_answer_right_before_the_end_is_whole,
     a_refused_exchange_goes_where_there_is_room,
+    an_alert_of_the_backend_is_told_as_one,
 );
 
 fn path_of(request: &Request<::h2::RecvStream>) -> String {
@@ -666,4 +667,21 @@ fn a_refused_exchange_goes_where_there_is_room(on: On) {
         assert_eq!(client.run(h2::answer(asked)).unwrap().text(), "ok");
     }
     assert_eq!(backend.accepted(), 2);
+}
+
+/// In TLS 1.3 a server refuses a client's certificate after our handshake is
+/// over: it is the first thing that a connection says.
+fn an_alert_of_the_backend_is_told_as_one(on: On) {
+    let world = World::new();
+    let other = crate::support::pki::Authority::new("example.org");
+    let own = world.leaf("spiffe://example.org/api");
+    let config = crate::support::backend::server_config(&own, &[other.der()]);
+    let config = offering(&config, &[b"h2"]);
+    let backend = H2Backend::start(Some(config), |_, respond| async move { say(respond, "ok") });
+    let proxy = spiffe(&world, on, backend.address, "");
+    for _ in 0..5 {
+        let answer = proxy.get("web", "/");
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("error=tls_alert_received\r\n"), "{answer}");
+    }
 }
