@@ -110,7 +110,9 @@ impl<R: Runtime> Http<R> {
             running.cut().await;
             Ending::Closed(End::Cut)
         };
-        let ending = connection.run().or(cut).await;
+        // Boxed: a future is moved into each that awaits it, and leaves its room
+        // behind in all of them.
+        let ending = Box::pin(connection.run()).or(cut).await;
         let (mut stream, ahead) = connection.into_parts();
         let end = match ending {
             Ending::Closed(end) => end,
@@ -121,9 +123,9 @@ impl<R: Runtime> Http<R> {
                 };
                 let plan = self.plan();
                 let client = self.client(&plan, ip);
-                // Most connections are not of HTTP/2, and need not be as large.
-                let serving = h2::serve::serve(self, &plan, client, (&mut stream, ahead), running);
-                Box::pin(serving.or(cut)).await
+                let ahead = (&mut stream, ahead);
+                let serving = Box::pin(h2::serve::serve(self, &plan, client, ahead, running));
+                serving.or(cut).await
             }
         };
         match end {
@@ -144,7 +146,8 @@ impl<R: Runtime> Http<R> {
             return;
         }
         let drain = async {
-            let mut waste = [0; 4096];
+            // Not on the stack: that of a task is its size, from the start.
+            let mut waste = vec![0; 4096];
             let mut left = LINGER_BYTES;
             while let Ok(n) = stream.read(&mut waste).await {
                 if n == 0 {

@@ -347,7 +347,7 @@ impl<R: Runtime> Pool<R> {
     }
 
     /// Keeps a connection for the next exchange, if it is fit for one.
-    pub(crate) fn put(self: &Rc<Self>, slot: &Slot<R>, upstream: Box<Own<R>>) {
+    pub(crate) fn put(self: &Rc<Self>, slot: &Slot<R>, mut upstream: Box<Own<R>>) {
         if !upstream.is_admitted() || slot.retired.get() {
             return;
         }
@@ -356,6 +356,7 @@ impl<R: Runtime> Pool<R> {
             if idle.len() >= slot.transport.max_idle_per_host {
                 return;
             }
+            upstream.conn.give_back();
             idle.push((upstream, self.dialer.runtime().now()));
             slot.idle_now.set(idle.len());
         }

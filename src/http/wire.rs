@@ -19,8 +19,34 @@ use crate::runtime::{Runtime, Timer};
 
 /// The size of a read. Larger heads make a buffer grow, up to their limit.
 pub(crate) const READ_BYTES: usize = 16 << 10;
+/// What a connection that waits may hold to write: the next one needs it.
+const SMALL_BYTES: usize = 1 << 10;
 /// How long a client may take before its pace counts.
 const PACE_GRACE: Duration = Duration::from_secs(10);
+
+/// Buffers of a worker that no connection holds: most connections wait, and
+/// those that do not take turns.
+const SPARE_MAX: usize = 32;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer of `READ_BYTES`. What is in it is of no meaning.
+fn spare() -> Vec<u8> {
+    let kept = SPARE.with_borrow_mut(Vec::pop);
+    kept.unwrap_or_else(|| vec![0; READ_BYTES])
+}
+
+fn keep_spare(buffer: Vec<u8>) {
+    if buffer.len() == READ_BYTES {
+        SPARE.with_borrow_mut(|kept| {
+            if kept.len() < SPARE_MAX {
+                kept.push(buffer);
+            }
+        });
+    }
+}
 
 /// Bytes received and not yet consumed.
 #[derive(Debug, Default)]
@@ -53,6 +79,9 @@ impl ReadBuf {
 
     /// Room to read into; empty when `max` bytes are held already.
     fn space(&mut self, max: usize) -> &mut [u8] {
+        if self.bytes.is_empty() && max >= READ_BYTES {
+            self.bytes = spare();
+        }
         if self.end == self.bytes.len() {
             if self.start > 0 {
                 self.bytes.copy_within(self.start..self.end, 0);
@@ -66,6 +95,13 @@ impl ReadBuf {
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 
+    /// While nothing has come, a connection holds nothing for it.
+    pub(crate) fn give_back(&mut self) {
+        if self.is_empty() {
+            keep_spare(std::mem::take(&mut self.bytes));
+        }
+    }
+
     /// Reads once. `Ok(0)`: the other side has sent its last byte, or there
     /// is no room, which the caller sees to.
     pub(crate) fn poll_fill<S: AsyncRead + Unpin>(
@@ -74,12 +110,10 @@ impl ReadBuf {
         stream: &RefCell<S>,
         max: usize,
     ) -> Poll<io::Result<usize>> {
-        let is_new = self.bytes.is_empty();
         let space = self.space(max);
         let polled = Pin::new(&mut *stream.borrow_mut()).poll_read(cx, space);
-        if is_new && polled.is_pending() {
-            // Until something has come, a connection holds nothing for it.
-            self.bytes = Vec::new();
+        if polled.is_pending() {
+            self.give_back();
         }
         let n = ready!(polled)?;
         self.end += n;
@@ -234,6 +268,14 @@ impl<S, T: Timer> Conn<S, T> {
             inbuf: ReadBuf::default(),
             out: Vec::new(),
             timers: Timers::new(runtime),
+        }
+    }
+
+    /// It is to wait for long: what it holds is let go, but for what is small.
+    pub(crate) fn give_back(&mut self) {
+        self.inbuf.give_back();
+        if self.out.capacity() > SMALL_BYTES {
+            self.out = Vec::new();
         }
     }
 }

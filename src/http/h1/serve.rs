@@ -157,7 +157,10 @@ impl<'h, R: Runtime> Connection<'h, R> {
                 &self.head,
                 &request,
             );
-            let end = match journey.run(&mut self.down, &mut self.response_head).await {
+            // Boxed: while a connection waits for its next request, it does not
+            // hold the room that serving one takes.
+            let served = Box::pin(journey.run(&mut self.down, &mut self.response_head));
+            let end = match served.await {
                 After::Next => continue,
                 After::Last => End::Quiet,
                 After::Cut => End::Cut,
@@ -229,6 +232,9 @@ impl<'h, R: Runtime> Connection<'h, R> {
                 }
                 head_deadline
             };
+            if is_idle {
+                self.down.conn.give_back();
+            }
             let Conn {
                 stream,
                 inbuf,
