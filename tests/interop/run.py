@@ -101,23 +101,28 @@ def main():
     results = []
     for part in options.parts or parts:
         module = importlib.import_module(f"on_{part}")
-        for peer, scenario in module.scenarios():
-            begin = time.monotonic()
-            try:
-                seen, good = scenario(), True
-            except Exception as error:
-                seen, good = f"{type(error).__name__}: {error}", False
-                if os.environ.get("INTEROP_TRACE"):
-                    traceback.print_exc()
-            took = time.monotonic() - begin
-            print(f"{'ok  ' if good else 'FAIL'} {peer}: {seen} ({took:.0f} s)", flush=True)
-            results.append((peer, good, seen))
-        module.close()
+        try:
+            results += [tried(peer, scenario) for peer, scenario in module.scenarios()]
+        finally:
+            module.close()
     failed = sum(not good for _, good, _ in results)
     print(f"{len(results) - failed} of {len(results)} scenarios hold")
     if options.readme and not options.parts and not failed:
         write_readme(results)
     sys.exit(1 if failed else 0)
+
+
+def tried(peer, scenario):
+    begin = time.monotonic()
+    try:
+        seen, good = scenario(), True
+    except Exception as error:
+        seen, good = f"{type(error).__name__}: {error}", False
+        if os.environ.get("INTEROP_TRACE"):
+            traceback.print_exc()
+    took = time.monotonic() - begin
+    print(f"{'ok  ' if good else 'FAIL'} {peer}: {seen} ({took:.0f} s)", flush=True)
+    return peer, good, seen
 
 
 def write_readme(results):
