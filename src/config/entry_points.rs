@@ -403,7 +403,6 @@ fn in_order(mut routes: Vec<Route>) -> Vec<Route> {
 }
 
 /// Whether one connection could belong to both.
-/// Whether one socket would take what is meant for the other.
 pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && (any || a.ip() == b.ip())

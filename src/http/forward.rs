@@ -216,7 +216,8 @@ impl<'h, R: Runtime> Journey<'h, R> {
             status: 503,
             error: "destination_unavailable",
         };
-        // A server that is tried once more, and whether on a new connection.
+        // A server that is tried once more, and whether a connection that is
+        // there will do.
         let mut again = None;
         let mut replays = 0;
         let may_refuse = service.slots.iter().any(|slot| slot.may_share());
@@ -236,12 +237,11 @@ impl<'h, R: Runtime> Journey<'h, R> {
             };
             let wants_own = self.request.wants_upgrade;
             let getting = self.http.pool.get(slot, may_reuse, wants_own);
-            let upstream = match unless_gone(&mut down.side().incoming, getting).await {
+            let found = unless_gone(&mut down.side().incoming, getting).await;
+            let upstream = match found {
                 None => {
-                    let ip = self.client.ip;
-                    debug!("{}: {ip}: the client went away", self.http.name);
-                    self.tally.count(Ended::Gone);
-                    return After::Gone;
+                    let gone = Outcome::ClientGone;
+                    return self.conclude(down, gone, service, server, slot, None).await;
                 }
                 Some(Ok(upstream)) => upstream,
                 Some(Err(error)) => {
@@ -394,8 +394,8 @@ impl<'h, R: Runtime> Journey<'h, R> {
             lease.has_not_begun(why);
         }
         // The connection was ended because its peer is not trusted any more.
-        match (outcome, lease.shared.loss()) {
-            (Outcome::Stale(_) | Outcome::UpstreamFailed { .. }, Some(loss)) => {
+        match (outcome, lease.shared.loss(), lease.shared.refused()) {
+            (Outcome::Stale(_) | Outcome::UpstreamFailed { .. }, Some(loss), _) => {
                 let (status, error) = loss.status();
                 Outcome::UpstreamFailed {
                     reply: Reply { status, error },
@@ -404,12 +404,11 @@ impl<'h, R: Runtime> Journey<'h, R> {
             }
             // An alert is an answer (as in HTTP/1.1, where the crate does not
             // stand between us and it).
-            (Outcome::Stale(why), None) if lease.shared.refused().is_some() => {
-                let error = lease.shared.refused().unwrap_or_default();
+            (Outcome::Stale(why), None, Some(error)) => {
                 let reply = Reply { status: 502, error };
                 Outcome::UpstreamFailed { reply, why }
             }
-            (outcome, _) => outcome,
+            (outcome, ..) => outcome,
         }
     }
 

@@ -3,12 +3,11 @@ sides, gRPC, and its client against the project's own Workload API."""
 
 import json
 import subprocess
-import tomllib
 
 import world
 from world import BIN, DOMAIN, Lazy, check, eventually, get, output
 
-VERSION = tomllib.loads((world.ROOT / "tests/interop/versions.toml").read_text())["go"]["github.com/spiffe/go-spiffe/v2"]
+VERSION = world.VERSIONS["go"]["github.com/spiffe/go-spiffe/v2"]
 PEER = f"go-spiffe {VERSION}"
 site = Lazy()
 close = site.close

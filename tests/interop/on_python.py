@@ -1,14 +1,12 @@
 """Python: a backend on spiffe and spiffe-tls, grpcio on both sides."""
 
 import sys
-import tomllib
 
 import grpc
 
 import world
-from world import DOMAIN, Lazy, check, free_port, get
+from world import DOMAIN, PYPI, Lazy, check, free_port, get
 
-PYPI = tomllib.loads((world.ROOT / "tests/interop/versions.toml").read_text())["pypi"]
 site = Lazy()
 close = site.close
 registered = []

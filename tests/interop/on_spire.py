@@ -2,10 +2,13 @@
 of the agent, change of authority, federation."""
 
 import json
-import os
+import socket
+import ssl
+
+from cryptography import x509
 
 import world
-from world import BIN, DOMAIN, Load, Processes, Proxy, Short, Spire, check, eventually, free_port, get, output
+from world import BIN, DOMAIN, Load, Processes, Proxy, Spire, check, eventually, free_port, get, output
 
 SPIRE_VERSION = output(BIN / "spire-server", "--version").strip() or "1.13.3"
 PEER = f"SPIRE {SPIRE_VERSION}"
@@ -98,8 +101,6 @@ def traffic():
     answer = seen(here.ports["web"])
     check(answer["Peer"] == f"spiffe://{DOMAIN}/svidgate", answer)
     check(answer["Protocol"] == "HTTP/2.0", answer)
-    import socket
-
     with socket.create_connection(("127.0.0.1", here.ports["tcp"]), 10) as stream:
         stream.sendall(b"x" * 100_000)
         stream.shutdown(socket.SHUT_WR)
@@ -176,14 +177,8 @@ def authority_rotated():
 
 def new_backend_svid(old):
     """The authority key ID of what the backend presents is not the old one's."""
-    import ssl
-
-    from cryptography import x509
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    import socket
-
     with socket.create_connection(("127.0.0.1", here.ports["http_backend"]), 5) as plain:
         with context.wrap_socket(plain) as tls:
             leaf = x509.load_der_x509_certificate(tls.getpeercert(True))

@@ -9,12 +9,10 @@ import re
 import socket
 import subprocess
 import sys
-import tomllib
 
 import world
-from world import DOMAIN, Lazy, Proxy, check, eventually, free_port
+from world import DOMAIN, PYPI, Lazy, Proxy, check, eventually, free_port
 
-PYPI = tomllib.loads((world.ROOT / "tests/interop/versions.toml").read_text())["pypi"]
 TRAEFIK = pathlib.Path(sys.prefix, "bin/traefik")
 site = Lazy()
 close = site.close

@@ -12,6 +12,7 @@ $XDG_CACHE_HOME/svidgate-interop. From the distribution it installs as root.
 
 import argparse
 import hashlib
+import importlib
 import os
 import pathlib
 import re
@@ -19,12 +20,11 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import traceback
 
+from world import CACHE, VERSIONS, which
+
 HERE = pathlib.Path(__file__).resolve().parent
-VERSIONS = tomllib.loads((HERE / "versions.toml").read_text())
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"), "svidgate-interop")
 
 
 def venv():
@@ -77,10 +77,6 @@ def from_distribution():
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def which(program):
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-
-
 def main():
     parts = ["spire", "gospiffe", "python", "proxies", "traefik", "clients"]
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -95,9 +91,6 @@ def main():
         go_programs()
         from_distribution()
         os.execv(place / "bin/python", [str(place / "bin/python"), __file__, *sys.argv[1:]])
-    sys.path.insert(0, str(HERE))
-    import importlib
-
     results = []
     for part in options.parts or parts:
         module = importlib.import_module(f"on_{part}")

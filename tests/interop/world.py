@@ -9,16 +9,20 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"), "svidgate-interop")
 BIN = CACHE / "bin"
+VERSIONS = tomllib.loads((ROOT / "tests/interop/versions.toml").read_text())
+PYPI = VERSIONS["pypi"]
 SVIDGATE = ROOT / "target/release/svidgate"
 DOMAIN = "interop.test"
 
@@ -42,6 +46,11 @@ def eventually(what, look, seconds=30):
         if time.monotonic() > until:
             raise Short(f"not within {seconds} s: {what}")
         time.sleep(0.05)
+
+
+def which(program):
+    """Daemons are not on everybody's path."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def free_port():
@@ -211,8 +220,6 @@ plugins {{
             try:
                 os.link(os.path.realpath(binary), path)
             except OSError:
-                import shutil
-
                 shutil.copy2(os.path.realpath(binary), path)
         return path
 

@@ -726,23 +726,7 @@ fn a_blocked_upload_that_is_taken_back_is_let_go(on: On) {
         drop(read_head(wire));
         let _released = released.lock().unwrap().recv();
     });
-    let proxy = Running::start(
-        on,
-        &format!(
-            r#"
-[admin]
-address = "127.0.0.1:0"
-[entryPoints.web]
-address = "127.0.0.1:0"
-[http.routers.api]
-rule = "PathPrefix(`/`)"
-service = "api"
-[http.services.api.loadBalancer]
-servers = [{{ url = "http://{}" }}]
-"#,
-            backend.address
-        ),
-    );
+    let proxy = plain_http(on, &backend, "[admin]\naddress = \"127.0.0.1:0\"");
     let client = client(&proxy);
     let mut send = client.send.clone();
     let (_response, mut stream) = send.send_request(post("/"), false).unwrap();
