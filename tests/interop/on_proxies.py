@@ -4,13 +4,9 @@ Envoy in front of svidgate too. Their identities are SPIRE's."""
 import json
 import pathlib
 import re
-import sys
 
 import world
-from world import DOMAIN, PYPI, Lazy, check, free_port, get, output
-
-sys.path.append(str(world.ROOT / "benches"))
-from compare import find_nginx  # noqa: E402
+from world import DOMAIN, PYPI, Lazy, check, find_nginx, free_port, get, output
 
 site = Lazy()
 close = site.close

@@ -5,7 +5,7 @@ import sys
 import grpc
 
 import world
-from world import DOMAIN, PYPI, Lazy, check, free_port, get
+from world import DOMAIN, PYPI, Lazy, Proxy, check, free_port, get, output
 
 site = Lazy()
 close = site.close
@@ -17,9 +17,12 @@ def backend(name, kind, allowed):
         # All of it runs in one interpreter, so it has one ID.
         registered.append(site().spire.entry("/python", sys.executable))
     port = free_port()
-    command = [sys.executable, world.ROOT / "tests/interop/python_backend.py", site().spire.address, port, allowed, kind]
-    site().processes.start(name, command, port, 60)
+    site().processes.start(name, peer(port, allowed, kind), port, 60)
     return port
+
+
+def peer(port, allowed, kind):
+    return [sys.executable, world.ROOT / "tests/interop/python_peers.py", site().spire.address, port, allowed, kind]
 
 
 def spiffe_tls():
@@ -35,6 +38,27 @@ def spiffe_tls():
     check(status == 502, f"{status} {fields}")
     proxy.stop()
     return f"a backend on spiffe-tls admits our ID, and refuses it when it wants another (502, {fields['proxy-status'].split(';')[1].strip()})"
+
+
+def spiffe_tls_through_tcp():
+    """TLS from end to end: svidgate passes it on untouched."""
+    port = backend("py-end", "spiffe", f"spiffe://{DOMAIN}/python")
+    tcp = free_port()
+    text = f"""
+[entryPoints.tcp]
+address = "127.0.0.1:{tcp}"
+[tcp.routers.r]
+rule = "HostSNI(`*`)"
+entryPoints = ["tcp"]
+service = "s"
+[tcp.services.s.loadBalancer]
+servers = [{{ address = "127.0.0.1:{port}" }}]
+"""
+    proxy = Proxy(site().processes, text, "gate-py-tcp")
+    said = output(*peer(tcp, f"spiffe://{DOMAIN}/python", "dial"))
+    check(said.endswith("POST /dialled HTTP/1.1 100000\n"), said)
+    proxy.stop()
+    return "a client on spiffe-tls and a backend on it, TLS from end to end through a TCP router"
 
 
 def grpcio():
@@ -67,5 +91,6 @@ def grpcio():
 def scenarios():
     return [
         (f"Python spiffe {PYPI['spiffe']}, spiffe-tls {PYPI['spiffe-tls']}", spiffe_tls),
+        (f"Python spiffe {PYPI['spiffe']}, spiffe-tls {PYPI['spiffe-tls']}", spiffe_tls_through_tcp),
         (f"grpcio {PYPI['grpcio']}", grpcio),
     ]

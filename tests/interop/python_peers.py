@@ -1,8 +1,9 @@
-"""Backends in Python for `make interop`: python_backend.py SOCKET PORT ID KIND
+"""Peers in Python for `make interop`: python_peers.py SOCKET PORT ID KIND
 
 spiffe   HTTP/1.1 through spiffe-tls, which admits the one ID
+dial     a client on spiffe-tls, which wants that ID: prints the answer and ends
 grpc     a gRPC server of grpcio with an SVID from the Workload API
-Each ends with its stdin.
+Servers end with their stdin.
 """
 
 import os
@@ -57,6 +58,21 @@ def serve_spiffe():
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
+def dial_spiffe():
+    from spiffetls import ClientTlsMode, dial
+    from spiffetls.tlsconfig.authorize import authorize_id
+
+    source = X509Source(socket_path=socket_path)
+    connection = dial(f"127.0.0.1:{port}", source, ClientTlsMode.TLS, authorize_id(SpiffeId(allowed)))
+    connection.sendall(b"POST /dialled HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)
+    data = b""
+    while not data.endswith(b"\n"):
+        data += connection.recv(65536)
+    print(data.decode(), end="", flush=True)
+    # Its threads do not end with it.
+    os._exit(0)
+
+
 def serve_grpc():
     from concurrent import futures
 
@@ -98,5 +114,6 @@ def serve_grpc():
     server.wait_for_termination()
 
 
-threading.Thread(target=ends_with_stdin, daemon=True).start()
-{"spiffe": serve_spiffe, "grpc": serve_grpc}[kind]()
+if kind != "dial":
+    threading.Thread(target=ends_with_stdin, daemon=True).start()
+{"spiffe": serve_spiffe, "dial": dial_spiffe, "grpc": serve_grpc}[kind]()
