@@ -94,9 +94,11 @@ class Processes(contextlib.ExitStack):
     def log_of(self, name):
         return self.directory / f"{name}.log"
 
-    def start(self, name, command, port=None, seconds=30):
+    def start(self, name, command, port=None, seconds=30, **more):
         log = open(self.log_of(name), "ab")
-        process = subprocess.Popen([str(it) for it in command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [str(it) for it in command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, **more
+        )
         log.close()
         self.callback(end, process)
         if port:
