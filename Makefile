@@ -4,7 +4,7 @@ DENY_VERSION = 0.20.2
 FUZZ_VERSION = 0.13.2
 FUZZ_TARGETS = request_head response_head chunked_body h2_to_h1 config svid_leaf
 
-.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench soak fuzz fuzz-smoke hostile interop
+.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench bench-smoke soak fuzz fuzz-smoke hostile interop
 
 help:
 	@echo 'make build              the release binary, target/release/svidgate'
@@ -18,7 +18,8 @@ help:
 	@echo 'make fuzz-smoke         every fuzzing target for 10 seconds'
 	@echo 'make hostile            slow clients, floods, streams without end (HOSTILE=slow|h2load|memory|stream: one of them)'
 	@echo 'make interop            with real peers: SPIRE, go-spiffe, Python, nginx, HAProxy, Envoy, Traefik, curl, a browser, psql'
-	@echo 'make bench              CPU per request beside nginx and HAProxy'
+	@echo 'make bench              CPU and memory beside HAProxy, nginx, Envoy, Traefik and Caddy, into benches/RESULTS.md'
+	@echo 'make bench-smoke        the same in one short round: that it runs'
 	@echo 'make fixtures           make the certificates in fixtures/ anew'
 	@echo 'make fmt                format the code'
 
@@ -62,10 +63,10 @@ soak: build
 	$(CARGO) build --release --locked --example soak
 	@target/release/examples/soak target/release/svidgate $(or $(SOAK_SECONDS),120)
 
-bench: build
+# BENCH='--only request,body --peers svidgate,nginx --rounds 3': a part of it, without writing the results.
+bench bench-smoke: build
 	$(CARGO) build --release --locked --example world
-	python3 benches/compare.py --workers 1
-	python3 benches/compare.py --workers 2
+	python3 benches/bench.py $(if $(filter bench-smoke,$@),--smoke,$(or $(BENCH),--write))
 
 # Without a sanitizer, and so on the stable toolchain: there is no unsafe code of ours for one to watch. What is found
 # goes to fuzz/artifacts, inputs that reach new code to fuzz/work; seeds, in fuzz/corpus, are chosen by hand.
@@ -81,8 +82,6 @@ fuzz fuzz-smoke:
 	done
 
 hostile: build
-	@command -v slowhttptest >/dev/null && command -v h2load >/dev/null || \
-	  apt-get install --yes --no-install-recommends slowhttptest nghttp2-client
 	python3 benches/hostile.py $(HOSTILE)
 
 # It installs what is missing: Go modules and Python packages by exact version outside the tree, the rest from the

@@ -14,8 +14,7 @@ Exits 1 if one of them does not hold. Everything is on loopback and ends with
 this script.
 
 usage: hostile.py [--workers N] [--seconds S] [--gigabytes G] [part ...]
-Needs slowhttptest and h2load (Debian: slowhttptest, nghttp2-client), and an
-nginx where compare.py finds it.
+Installs what is missing, as bench.py does.
 """
 
 import argparse
@@ -37,7 +36,17 @@ import tempfile
 import threading
 import time
 
-from compare import ROOT, find_nginx, rss_of, wait_for
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests/interop"))
+
+import install  # noqa: E402
+
+if __name__ == "__main__":
+    install.enter_venv(install.VERSIONS["pypi"])
+    install.from_distribution({"slowhttptest": "slowhttptest", "h2load": "nghttp2-client"})
+
+import loads  # noqa: E402
+from world import eventually, find_nginx, listens  # noqa: E402
 
 PORT, BACKEND = 19091, 19444
 OTHER_PORT, OTHER_BACKEND = 19092, 19445
@@ -118,13 +127,18 @@ def main():
 # What runs.
 
 
+def megabytes(pid):
+    """What a process holds."""
+    return loads.resident(pid) / (1 << 20)
+
+
 @contextlib.contextmanager
 def running(command, port=None):
     """A process that ends with the block."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         if port:
-            wait_for(port)
+            eventually(f"{command[0]} listens", lambda: listens(port), 10)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -175,13 +189,13 @@ class Watch:
 
     def __init__(self, pid):
         self.pid = pid
-        self.before = self.most = rss_of(pid)
+        self.before = self.most = megabytes(pid)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.look)
 
     def look(self):
         while not self.over.wait(0.2):
-            self.most = max(self.most, rss_of(self.pid))
+            self.most = max(self.most, megabytes(self.pid))
 
     def __enter__(self):
         self.thread.start()
@@ -190,7 +204,7 @@ class Watch:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
-        self.most = max(self.most, rss_of(self.pid))
+        self.most = max(self.most, megabytes(self.pid))
 
     def growth(self):
         return self.most - self.before
@@ -301,7 +315,7 @@ def slow(options):
                 with Attacker(attack, options.seconds) as attacker:
                     visit_until(attacker.is_over, *visitors)
                 during, during_there = here.p99(), there.p99()
-                memory = rss_of(process.pid)
+                memory = megabytes(process.pid)
             ratio = during / before
             good = here.faults == 0 and (ratio <= RATIO_MAX or during <= RATIO_MAX * during_there)
             # Ranges are asked for and answered at once; the others stay.

@@ -20,7 +20,7 @@ use rustls::pki_types::{ServerName, UnixTime};
 
 use crate::metrics::{HANDSHAKES, Recorder};
 use crate::net::{Address, Host};
-use crate::runtime::{Runtime, Stream, within};
+use crate::runtime::{Runtime, Splice, Stream, within};
 use crate::tls::verifier::{PeerError, Role};
 use crate::tls::{self, unix_now};
 use crate::transport::Transport;
@@ -196,6 +196,9 @@ impl<S: Stream> AsyncWrite for Channel<S> {
         }
     }
 }
+
+/// What TLS says passes through us.
+impl<S> Splice for TlsStream<S> {}
 
 /// A connection to an upstream, and on what grounds it was admitted.
 #[derive(Debug)]

@@ -71,8 +71,41 @@ pub trait Runtime: Clone + fmt::Debug + 'static {
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 }
 
+/// A stream that the kernel may connect to a pipe, so that bytes need not pass
+/// through this process (`splice(2)`).
+pub trait Splice {
+    /// Whether it can, now. By default it never can.
+    fn can_splice(&self) -> bool {
+        false
+    }
+
+    /// Moves up to `max` bytes. 0 into a pipe: the other side has sent its
+    /// last. Pending: the socket is not ready; the pipe has to be.
+    ///
+    /// # Errors
+    /// The operating system's; `Unsupported` from a stream that cannot.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        way: Way<'_>,
+        max: usize,
+    ) -> Poll<io::Result<usize>> {
+        let _ = (cx, way, max);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+/// Which way bytes go between a socket and a pipe.
+#[derive(Clone, Copy, Debug)]
+pub enum Way<'p> {
+    /// From the socket into the pipe's write end, which is to be empty.
+    Into(BorrowedFd<'p>),
+    /// From the pipe's read end to the socket.
+    From(BorrowedFd<'p>),
+}
+
 /// A connected socket: bytes both ways, and the descriptor for its options.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + fmt::Debug + 'static {
+pub trait Stream: AsyncRead + AsyncWrite + Splice + Unpin + fmt::Debug + 'static {
     /// The descriptor, for socket options only.
     fn socket(&self) -> BorrowedFd<'_>;
 }

@@ -1,6 +1,7 @@
 //! The TCP forwarder: one accepted socket, one dialled, bytes both ways.
 
 pub(crate) mod copy;
+mod splice;
 pub(crate) mod tunnel;
 
 use std::cell::RefCell;

@@ -19,7 +19,7 @@ use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::{Reply, is_call};
-use super::wire::{Pace, Stop, Timers, more, send_all};
+use super::wire::{Pace, Stop, Timers, more, more_now, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
@@ -48,6 +48,10 @@ pub(crate) trait Source {
 
     /// Waits for more, so many bytes of it. `None`: the sender has ended.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>>;
+
+    /// Whether it may be asked for more before what it gave was sent. Not
+    /// where asking gives the sender credit.
+    fn may_read_ahead(&self) -> bool;
 
     /// Whether the sender's end ends the content, rather than cuts it.
     fn ends_at_close(&self) -> bool {
@@ -415,6 +419,14 @@ async fn send<R: Runtime>(
         if is_done {
             up.finish(body.trailers());
         }
+        let may_be_held = request.expects_continue && total == 0 && !flow.continued.get();
+        let mut next = None;
+        if !is_done && !may_be_held && !up.is_full() && body.may_read_ahead() {
+            next = more_now(body, &mut pace).await;
+            if matches!(next, Some(Ok(true))) {
+                continue;
+            }
+        }
         let sent = send_all(runtime, up, write_timer, terms.write_timeout, &mut no_pace);
         match unless_gone(body, sent).await {
             None => return Outcome::ClientGone,
@@ -438,7 +450,7 @@ async fn send<R: Runtime>(
         if body.has_more() {
             continue;
         }
-        if request.expects_continue && total == 0 && !flow.continued.get() {
+        if may_be_held {
             match held(runtime, body, read_timer, terms.half_closed_timeout, flow).await {
                 Ok(Held::Sent) => continue,
                 Ok(Held::Continued) => {}
@@ -454,7 +466,11 @@ async fn send<R: Runtime>(
                 }
             }
         }
-        match more(runtime, body, read_timer, terms.read_timeout, &mut pace).await {
+        let next = match next {
+            Some(next) => next,
+            None => more(runtime, body, read_timer, terms.read_timeout, &mut pace).await,
+        };
+        match next {
             Ok(true) => {}
             Ok(false) | Err(Stop::Io(_)) => return Outcome::ClientGone,
             Err(Stop::Timeout) => {
@@ -711,6 +727,13 @@ async fn body<R: Runtime>(
         if is_done {
             down.finish(up.trailers());
         }
+        let mut next = None;
+        if !is_done && !down.is_full() && up.may_read_ahead() {
+            next = more_now(up, &mut no_pace).await;
+            if matches!(next, Some(Ok(true))) {
+                continue;
+            }
+        }
         flow.begun.set(true);
         let sent = send_all(runtime, down, write_timer, terms.write_timeout, pace);
         sent.await.map_err(client_write_failed)?;
@@ -721,7 +744,11 @@ async fn body<R: Runtime>(
             continue;
         }
         let limit = terms.stream_idle_timeout;
-        let cut = match more(runtime, up, read_timer, limit, &mut no_pace).await {
+        let next = match next {
+            Some(next) => next,
+            None => more(runtime, up, read_timer, limit, &mut no_pace).await,
+        };
+        let cut = match next {
             Ok(true) => continue,
             Ok(false) if up.ends_at_close() => {
                 down.finish(None);

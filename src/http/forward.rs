@@ -65,6 +65,16 @@ pub(crate) enum After<R: Runtime> {
     Switched(Box<Own<R>>),
 }
 
+/// What a request comes to.
+enum Verdict<R: Runtime> {
+    /// It has had its answer, or can get none.
+    After(After<R>),
+    /// No upstream answered: we do.
+    Fail(Reply),
+    /// We do, and nothing may follow.
+    Last(Reply),
+}
+
 /// Counts a request, once: when it has ended, or as cut when it is dropped
 /// before.
 struct Tally<'h, R: Runtime> {
@@ -135,29 +145,54 @@ impl<'h, R: Runtime> Journey<'h, R> {
         down: &mut D,
         response_head: &mut Head,
     ) -> After<R> {
+        let (reply, closes) = match self.relay(down, response_head).await {
+            Verdict::After(after) => return after,
+            Verdict::Last(reply) => (reply, true),
+            // The next request is where it should be only if this one had no
+            // body.
+            Verdict::Fail(reply) => {
+                let closes = self.request.framing != Framing::Empty
+                    || !self.request.keeps_alive()
+                    || self.running.is_stopping();
+                (reply, closes)
+            }
+        };
+        self.tally.count(Ended::With(reply.status));
+        let to_head = self.request.kind == Method::Head;
+        if !down.reply(reply, to_head, closes).await {
+            return After::Gone;
+        }
+        if closes { After::Last } else { After::Next }
+    }
+
+    /// Relays request and response, unless the answer is ours.
+    async fn relay<D: Downstream<R>>(
+        &mut self,
+        down: &mut D,
+        response_head: &mut Head,
+    ) -> Verdict<R> {
         let (name, ip) = (self.http.name.as_str(), self.client.ip);
         if let Err((reply, why)) = self.check() {
             info!("{name}: {ip}: {}: {why}", reply.status);
-            return self.last(down, reply).await;
+            return Verdict::Last(reply);
         }
         if forwards_left(self.head, self.request) == Some(0) {
-            return self.fail(down, Reply::OPTIONS).await;
+            return Verdict::Fail(Reply::OPTIONS);
         }
         let route = self.route();
         // It asks about the server, not about what is behind it.
         if route.is_none() && self.request.target(self.head) == b"*" {
-            return self.fail(down, Reply::OPTIONS).await;
+            return Verdict::Fail(Reply::OPTIONS);
         }
         let Some(index) = route else {
             debug!("{name}: {ip}: no router matches");
-            let reply = Reply {
+            return Verdict::Fail(Reply {
                 status: 404,
                 error: "destination_not_found",
-            };
-            return self.fail(down, reply).await;
+            });
         };
         let Some((service, counts)) = self.plan.services.get(index) else {
-            return After::Gone;
+            return Verdict::After(After::Gone);
         };
         let service = Rc::clone(service);
         self.tally.counts = Rc::clone(counts);
@@ -206,11 +241,11 @@ impl<'h, R: Runtime> Journey<'h, R> {
 
     /// Finds a server that takes the request, and relays both.
     async fn forward<D: Downstream<R>>(
-        mut self,
+        &mut self,
         down: &mut D,
         service: &Service<R>,
         response_head: &mut Head,
-    ) -> After<R> {
+    ) -> Verdict<R> {
         let mut tried = Vec::new();
         let mut last = Reply {
             status: 503,
@@ -228,20 +263,27 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 Some((index, true))
             });
             let Some((index, may_reuse)) = next else {
-                return self.fail(down, last).await;
+                return Verdict::Fail(last);
             };
             let (Some(slot), Some(server)) =
                 (service.slots.get(index), service.of.servers.get(index))
             else {
-                return self.fail(down, last).await;
+                return Verdict::Fail(last);
             };
-            let wants_own = self.request.wants_upgrade;
-            let getting = self.http.pool.get(slot, may_reuse, wants_own);
-            let found = unless_gone(&mut down.side().incoming, getting).await;
+            let pool = &self.http.pool;
+            let idle = may_reuse.then(|| pool.take(slot)).flatten();
+            let found = match idle {
+                Some(own) => Some(Ok(Upstream::Http1(own))),
+                None => {
+                    // Boxed: what dialling needs is not for each request to carry.
+                    let wants_own = self.request.wants_upgrade;
+                    let getting = Box::pin(pool.get(slot, may_reuse, wants_own));
+                    unless_gone(&mut down.side().incoming, getting).await
+                }
+            };
             let upstream = match found {
                 None => {
-                    let gone = Outcome::ClientGone;
-                    return self.conclude(down, gone, service, server, slot, None).await;
+                    return self.conclude(Outcome::ClientGone, service, server, slot, None);
                 }
                 Some(Ok(upstream)) => upstream,
                 Some(Err(error)) => {
@@ -273,11 +315,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
                     // Another connection may have room; if not, a new one.
                     again = Some((index, replays == 1));
                 }
-                _ => {
-                    return self
-                        .conclude(down, outcome, service, server, slot, upstream)
-                        .await;
-                }
+                _ => return self.conclude(outcome, service, server, slot, upstream),
             }
         }
     }
@@ -359,10 +397,9 @@ impl<'h, R: Runtime> Journey<'h, R> {
                         return (Outcome::RequestFailed { reply, why }, None);
                     }
                 };
-                let outcome = self
-                    .exchange_shared(down, &lease, made, question, kept, response_head)
-                    .await;
-                (outcome, None)
+                let shared =
+                    self.exchange_shared(down, &lease, made, question, kept, response_head);
+                (Box::pin(shared).await, None)
             }
         }
     }
@@ -413,15 +450,14 @@ impl<'h, R: Runtime> Journey<'h, R> {
     }
 
     /// What an exchange's end means for both connections.
-    async fn conclude<D: Downstream<R>>(
-        mut self,
-        down: &mut D,
+    fn conclude(
+        &mut self,
         outcome: Outcome,
         service: &Service<R>,
         server: &HttpServer,
         slot: &Slot<R>,
         upstream: Option<Box<Own<R>>>,
-    ) -> After<R> {
+    ) -> Verdict<R> {
         let name = self.http.name.as_str();
         let of = &service.of.name;
         let ip = self.client.ip;
@@ -435,33 +471,31 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 if upstream_lives && let Some(own) = upstream {
                     self.http.pool.put(slot, own);
                 }
-                if client_lives {
+                Verdict::After(if client_lives {
                     After::Next
                 } else {
                     After::Last
-                }
+                })
             }
             Outcome::Upgraded => {
                 self.tally.count(Ended::With(101));
-                upstream.map_or(After::Cut, After::Switched)
+                Verdict::After(upstream.map_or(After::Cut, After::Switched))
             }
             Outcome::Stale(why) => {
                 drop(upstream);
                 warn!("{name}: service {of}, server {}: {why}", server.address);
-                let reply = Reply {
+                Verdict::Fail(Reply {
                     status: 502,
                     error: "connection_terminated",
-                };
-                self.fail(down, reply).await
+                })
             }
             Outcome::NotBegun(why) => {
                 let why = why.why();
                 warn!("{name}: service {of}, server {}: {why}", server.address);
-                let reply = Reply {
+                Verdict::Fail(Reply {
                     status: 503,
                     error: "connection_limit_reached",
-                };
-                self.fail(down, reply).await
+                })
             }
             Outcome::UpstreamFailed { reply, why } => {
                 // Before the client is told, who may take his time.
@@ -470,12 +504,12 @@ impl<'h, R: Runtime> Journey<'h, R> {
                     "{name}: service {of}, server {}: {}: {why}",
                     server.address, reply.status
                 );
-                self.fail(down, reply).await
+                Verdict::Fail(reply)
             }
             Outcome::RequestFailed { reply, why } => {
                 drop(upstream);
                 info!("{name}: {ip}: {}: {why}", reply.status);
-                self.last(down, reply).await
+                Verdict::Last(reply)
             }
             Outcome::Cut(why) => {
                 self.tally.count(Ended::Cut);
@@ -483,42 +517,14 @@ impl<'h, R: Runtime> Journey<'h, R> {
                     "{name}: {ip}: service {of}, server {}: cut: {why}",
                     server.address
                 );
-                After::Cut
+                Verdict::After(After::Cut)
             }
             Outcome::ClientGone => {
                 self.tally.count(Ended::Gone);
                 debug!("{name}: {ip}: the client went away");
-                After::Gone
+                Verdict::After(After::Gone)
             }
         }
-    }
-
-    /// Answers where no upstream did. The next request is where it should be
-    /// only if this one had no body.
-    async fn fail<D: Downstream<R>>(self, down: &mut D, reply: Reply) -> After<R> {
-        let closes = self.request.framing != Framing::Empty
-            || !self.request.keeps_alive()
-            || self.running.is_stopping();
-        self.reply(down, reply, closes).await
-    }
-
-    /// The last answer on this connection.
-    async fn last<D: Downstream<R>>(self, down: &mut D, reply: Reply) -> After<R> {
-        self.reply(down, reply, true).await
-    }
-
-    async fn reply<D: Downstream<R>>(
-        mut self,
-        down: &mut D,
-        reply: Reply,
-        closes: bool,
-    ) -> After<R> {
-        self.tally.count(Ended::With(reply.status));
-        let to_head = self.request.kind == Method::Head;
-        if !down.reply(reply, to_head, closes).await {
-            return After::Gone;
-        }
-        if closes { After::Last } else { After::Next }
     }
 }
 

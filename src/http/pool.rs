@@ -235,17 +235,15 @@ impl<R: Runtime> Pool<R> {
         &self.dialer
     }
 
-    /// A way to the server of this slot. `may_reuse`: on a connection that has
-    /// served before; `only_http1`: as the exchange may end HTTP on it.
+    /// A way to the server of this slot, where [`take`](Self::take) finds none
+    /// idle. `may_reuse`: on a connection that is shared; `only_http1`: as the
+    /// exchange may end HTTP on it.
     pub(crate) async fn get(
         self: &Rc<Self>,
         slot: &Slot<R>,
         may_reuse: bool,
         only_http1: bool,
     ) -> Result<Upstream<R>, DialError> {
-        if may_reuse && let Some(own) = self.take(slot) {
-            return Ok(Upstream::Http1(own));
-        }
         if only_http1 {
             return self.dial(slot, HTTP1).await;
         }
@@ -279,7 +277,7 @@ impl<R: Runtime> Pool<R> {
     }
 
     /// An idle connection, the most recently used first.
-    fn take(&self, slot: &Slot<R>) -> Option<Box<Own<R>>> {
+    pub(crate) fn take(&self, slot: &Slot<R>) -> Option<Box<Own<R>>> {
         let now = self.dialer.runtime().now();
         loop {
             let (mut upstream, since) = {

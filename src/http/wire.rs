@@ -24,28 +24,39 @@ const SMALL_BYTES: usize = 1 << 10;
 /// How long a client may take before its pace counts.
 const PACE_GRACE: Duration = Duration::from_secs(10);
 
-/// Buffers of a worker that no connection holds: most connections wait, and
-/// those that do not take turns.
+/// What a relay of bytes gathers: a write of it wakes the other side once.
+pub(crate) const RELAY_BYTES: usize = 64 << 10;
+
+/// Buffers of a worker that no connection holds, of each size: most
+/// connections wait, and those that do not take turns.
 const SPARE_MAX: usize = 32;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: [RefCell<Vec<Vec<u8>>>; 2] = const { [const { RefCell::new(Vec::new()) }; 2] };
 }
 
-/// A buffer of `READ_BYTES`. What is in it is of no meaning.
-fn spare() -> Vec<u8> {
-    let kept = SPARE.with_borrow_mut(Vec::pop);
-    kept.unwrap_or_else(|| vec![0; READ_BYTES])
+/// Which of the two sizes a buffer has.
+fn size_class(bytes: usize) -> Option<usize> {
+    [READ_BYTES, RELAY_BYTES]
+        .iter()
+        .position(|size| *size == bytes)
+}
+
+/// A buffer. What is in it is of no meaning.
+fn spare(bytes: usize) -> Vec<u8> {
+    let kept = SPARE.with(|spare| spare.get(size_class(bytes)?)?.borrow_mut().pop());
+    kept.unwrap_or_else(|| vec![0; bytes])
 }
 
 fn keep_spare(buffer: Vec<u8>) {
-    if buffer.len() == READ_BYTES {
-        SPARE.with_borrow_mut(|kept| {
-            if kept.len() < SPARE_MAX {
-                kept.push(buffer);
-            }
-        });
-    }
+    SPARE.with(|spare| {
+        let kept = size_class(buffer.len()).and_then(|class| spare.get(class));
+        if let Some(mut kept) = kept.map(RefCell::borrow_mut)
+            && kept.len() < SPARE_MAX
+        {
+            kept.push(buffer);
+        }
+    });
 }
 
 /// Bytes received and not yet consumed.
@@ -80,7 +91,7 @@ impl ReadBuf {
     /// Room to read into; empty when `max` bytes are held already.
     fn space(&mut self, max: usize) -> &mut [u8] {
         if self.bytes.is_empty() && max >= READ_BYTES {
-            self.bytes = spare();
+            self.bytes = spare(if max == RELAY_BYTES { max } else { READ_BYTES });
         }
         if self.end == self.bytes.len() {
             if self.start > 0 {
@@ -197,6 +208,21 @@ pub(crate) async fn more<R: Runtime>(
     let n = result?;
     pace.moved(n.unwrap_or(0));
     Ok(n.is_some())
+}
+
+/// As [`more`], of what is there already. `None`: nothing.
+pub(crate) async fn more_now(
+    source: &mut impl Source,
+    pace: &mut Pace,
+) -> Option<Result<bool, Stop>> {
+    match poll_fn(|cx| Poll::Ready(source.poll_more(cx))).await {
+        Poll::Pending => None,
+        Poll::Ready(Err(error)) => Some(Err(Stop::Io(error))),
+        Poll::Ready(Ok(n)) => {
+            pace.moved(n.unwrap_or(0));
+            Some(Ok(n.is_some()))
+        }
+    }
 }
 
 /// Writes and flushes all that was put into a sink. `limit` is the longest

@@ -13,7 +13,7 @@ use std::time::Instant;
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 
-use super::{Runtime, Stream, Timer};
+use super::{Runtime, Splice, Stream, Timer};
 
 /// A task for the executor to run to its end.
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
@@ -117,6 +117,8 @@ impl Stream for Socket {
         self.0.as_fd()
     }
 }
+
+impl Splice for Socket {}
 
 impl AsyncRead for Socket {
     fn poll_read(

@@ -32,9 +32,10 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::{SpliceFlags, splice};
 use slab::Slab;
 
-use super::{Runtime, Stream, Timer};
+use super::{Runtime, Splice, Stream, Timer, Way};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 256;
@@ -446,6 +447,32 @@ impl Drop for Socket {
 impl Stream for Socket {
     fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl Splice for Socket {
+    fn can_splice(&self) -> bool {
+        // At urgent data the kernel stops, and gives no edge for what follows.
+        !self.source.read_closed.get()
+    }
+
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        way: Way<'_>,
+        max: usize,
+    ) -> Poll<io::Result<usize>> {
+        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+        // A short move proves nothing here: a pipe has room for so many pieces,
+        // however small they are.
+        match way {
+            Way::Into(pipe) => self.source.poll_readable(cx, || {
+                Ok(splice(&self.socket, None, pipe, None, max, flags)?)
+            }),
+            Way::From(pipe) => self.source.poll_writable(cx, || {
+                Ok(splice(pipe, None, &self.socket, None, max, flags)?)
+            }),
+        }
     }
 }
 

@@ -16,15 +16,15 @@ use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
+use super::splice::{BULK_BYTES, PIPE_BYTES, Pipe};
 use crate::dial::Loss;
-use crate::http::wire::ReadBuf;
+use crate::http::wire::{RELAY_BYTES, ReadBuf};
 use crate::metrics::Counter;
-use crate::runtime::{Runtime, Stream, Timer};
+use crate::runtime::{Runtime, Splice, Stream, Timer, Way};
 
-/// What each direction holds at most.
-const BUFFER_BYTES: usize = 32 << 10;
-/// Reads in one turn, so that one busy pair cannot keep a worker from others.
-const READS_PER_TURN: usize = 32;
+/// Rounds of reading and writing in one turn, so that one busy pair cannot keep
+/// a worker from others.
+const ROUNDS_PER_TURN: usize = 8;
 
 /// How long silence may last.
 #[derive(Clone, Copy, Debug)]
@@ -91,12 +91,13 @@ pub(crate) async fn relay<R: Runtime, A, B>(
     counted: Option<Bytes<'_>>,
 ) -> Relayed
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Splice + Unpin,
+    B: AsyncRead + AsyncWrite + Splice + Unpin,
 {
+    let splices = first.0.can_splice() && second.0.can_splice();
     let (a, b) = (RefCell::new(first.0), RefCell::new(second.0));
-    let mut up = Direction::new(first.1, counted.map(|it| it.up));
-    let mut down = Direction::new(second.1, counted.map(|it| it.down));
+    let mut up = Direction::new(first.1, counted.map(|it| it.up), splices);
+    let mut down = Direction::new(second.1, counted.map(|it| it.down), splices);
     let mut timer = runtime.timer();
     let mut last = runtime.now();
     let end = poll_fn(|cx| {
@@ -152,6 +153,14 @@ struct Direction<'b> {
     counter: Option<&'b Counter>,
     /// Grows with each thing that happened.
     moves: u64,
+    /// How the source failed, behind what is still to be written.
+    failed: Option<io::Error>,
+    /// Whether the kernel can move bytes between the two by itself.
+    splices: bool,
+    /// Whether there is so much that it should.
+    is_bulk: bool,
+    /// What it has taken from the source and the sink has not.
+    pipe: Option<Pipe>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -169,14 +178,97 @@ enum Failed {
 }
 
 impl<'b> Direction<'b> {
-    fn new(buf: &'b mut ReadBuf, counter: Option<&'b Counter>) -> Self {
+    fn new(buf: &'b mut ReadBuf, counter: Option<&'b Counter>, splices: bool) -> Self {
         Self {
             buf,
             counter,
             state: State::Open,
             bytes: 0,
             moves: 0,
+            failed: None,
+            splices,
+            is_bulk: false,
+            pipe: None,
         }
+    }
+
+    fn passed(&mut self, n: usize) {
+        let n = u64::try_from(n).unwrap_or(0);
+        self.bytes += n;
+        if let Some(counter) = self.counter {
+            counter.add(n);
+        }
+        self.moves += 1;
+    }
+
+    /// Reads what there is, as much as one write may take: TLS gives a record
+    /// at a time, and each write wakes the other side. Pending: nothing.
+    fn gather<A>(&mut self, cx: &mut Context<'_>, source: &RefCell<&mut A>) -> Poll<()>
+    where
+        A: AsyncRead + Unpin,
+    {
+        while self.buf.len() < RELAY_BYTES {
+            match self.buf.poll_fill(cx, source, RELAY_BYTES) {
+                Poll::Ready(Ok(0)) => {
+                    self.state = State::Ending;
+                    break;
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                Poll::Pending if self.buf.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Lets the kernel take what there is. Pending: nothing.
+    fn fill_pipe<A: Splice>(&mut self, cx: &mut Context<'_>, source: &RefCell<&mut A>) -> Poll<()> {
+        let Some(mut pipe) = Pipe::take() else {
+            (self.splices, self.is_bulk) = (false, false);
+            return Poll::Ready(());
+        };
+        let way = Way::Into(pipe.way_in());
+        let moved = source.borrow_mut().poll_splice(cx, way, PIPE_BYTES);
+        match moved {
+            Poll::Pending => {
+                pipe.give_back();
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(0)) => self.state = State::Ending,
+            Poll::Ready(Ok(n)) => pipe.held = n,
+            Poll::Ready(Err(error)) => self.failed = Some(error),
+        }
+        self.is_bulk = pipe.held >= BULK_BYTES;
+        self.pipe = Some(pipe);
+        Poll::Ready(())
+    }
+
+    fn empty_pipe<B: Splice>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &RefCell<&mut B>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(mut pipe) = self.pipe.take() {
+            if pipe.held == 0 {
+                pipe.give_back();
+                break;
+            }
+            let way = Way::From(pipe.way_out());
+            let moved = sink.borrow_mut().poll_splice(cx, way, pipe.held);
+            if let Poll::Ready(Ok(n)) = &moved {
+                pipe.held -= n;
+            }
+            self.pipe = Some(pipe);
+            match ready!(moved)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.passed(n),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll<A, B>(
@@ -186,10 +278,10 @@ impl<'b> Direction<'b> {
         sink: &RefCell<&mut B>,
     ) -> Poll<Result<(), Failed>>
     where
-        A: AsyncRead + Unpin,
-        B: AsyncWrite + Unpin,
+        A: AsyncRead + Splice + Unpin,
+        B: AsyncWrite + Splice + Unpin,
     {
-        let mut reads = 0;
+        let mut rounds = 0;
         loop {
             while !self.buf.is_empty() {
                 let mut sink = sink.borrow_mut();
@@ -199,13 +291,9 @@ impl<'b> Direction<'b> {
                     return Poll::Ready(Err(Failed::Sink(io::ErrorKind::WriteZero.into())));
                 }
                 self.buf.consume(n);
-                let n = u64::try_from(n).unwrap_or(0);
-                self.bytes += n;
-                if let Some(counter) = self.counter {
-                    counter.add(n);
-                }
-                self.moves += 1;
+                self.passed(n);
             }
+            ready!(self.empty_pipe(cx, sink)).map_err(Failed::Sink)?;
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
                 State::Ending => {
@@ -227,17 +315,21 @@ impl<'b> Direction<'b> {
                         return Poll::Ready(Err(Failed::Sink(error)));
                     }
                     drop(sink);
-                    if reads == READS_PER_TURN {
+                    if let Some(error) = self.failed.take() {
+                        return Poll::Ready(Err(Failed::Source(error)));
+                    }
+                    if rounds == ROUNDS_PER_TURN {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    reads += 1;
-                    let n = ready!(self.buf.poll_fill(cx, source, BUFFER_BYTES))
-                        .map_err(Failed::Source)?;
-                    self.moves += 1;
-                    if n == 0 {
-                        self.state = State::Ending;
+                    rounds += 1;
+                    if self.is_bulk && source.borrow().can_splice() {
+                        ready!(self.fill_pipe(cx, source));
+                    } else {
+                        ready!(self.gather(cx, source));
+                        self.is_bulk = self.splices && self.buf.len() >= RELAY_BYTES;
                     }
+                    self.moves += 1;
                 }
             }
         }

@@ -14,6 +14,10 @@ crate::on_both!(
     a_half_close_does_not_cut_the_answer,
     a_backend_that_speaks_first_and_ends_is_passed_on,
     a_slow_reader_slows_the_sender_and_loses_nothing,
+    bulk_arrives_as_it_was_sent_both_ways_at_once,
+    bulk_after_words_and_words_after_bulk_arrive_in_order,
+    urgent_data_within_bulk_holds_nothing_up,
+    bulk_that_is_cut_is_reset,
     a_cut_upstream_resets_the_client,
     a_wrong_identity_resets_the_client,
     silence_ends_at_the_idle_timeout,
@@ -28,6 +32,8 @@ fn plain_tcp(on: On, backend: &Backend, transport: &str) -> Running {
         on,
         &format!(
             r#"
+[admin]
+address = "127.0.0.1:0"
 [entryPoints.db]
 address = "127.0.0.1:0"
 transport.lifeCycle.graceTimeOut = "50ms"
@@ -127,6 +133,115 @@ fn a_slow_reader_slows_the_sender_and_loses_nothing(on: On) {
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
     assert_eq!(got.len(), BYTES - 1);
+}
+
+/// Bytes that are not where they belong are seen.
+fn pattern(len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(11);
+    std::iter::repeat_with(|| random.u8(..)).take(len).collect()
+}
+
+fn bulk_arrives_as_it_was_sent_both_ways_at_once(on: On) {
+    let sent = pattern(24 << 20);
+    let backend = Backend::plain(echo_bytes);
+    let proxy = plain_tcp(on, &backend, "");
+    let mut client = proxy.connect("db");
+    let mut writer = client.try_clone().unwrap();
+    let to_send = sent.clone();
+    let writing = std::thread::spawn(move || {
+        // Pieces of all sizes, so that both ways of moving bytes take turns.
+        let mut rest = to_send.as_slice();
+        let mut random = fastrand::Rng::with_seed(5);
+        while !rest.is_empty() {
+            let n = (1 << random.u32(0..21)).min(rest.len());
+            let (piece, more) = rest.split_at(n);
+            writer.write_all(piece).unwrap();
+            rest = more;
+        }
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(
+        got == sent,
+        "{} of {} bytes, or others",
+        got.len(),
+        sent.len()
+    );
+    for way in ["up", "down"] {
+        let labels = format!("entrypoint=\"db\",service=\"db\",direction=\"{way}\"");
+        let counted = format!("svidgate_tcp_bytes_total{{{labels}}} {}", sent.len());
+        eventually("all bytes are counted", || {
+            proxy.admin("/metrics").contains(&counted).then_some(())
+        });
+    }
+}
+
+fn bulk_after_words_and_words_after_bulk_arrive_in_order(on: On) {
+    let bulk = pattern(3 << 20);
+    let to_send = bulk.clone();
+    let backend = Backend::plain(move |wire| {
+        for round in 0..20 {
+            wire.write_all(format!("begin {round}\n").as_bytes())
+                .unwrap();
+            wire.write_all(&to_send).unwrap();
+            wire.write_all(format!("end {round}\n").as_bytes()).unwrap();
+            // Until it is asked for the next.
+            wire.read_exact(&mut [0; 1]).unwrap();
+        }
+        wire.finish();
+    });
+    let proxy = plain_tcp(on, &backend, "");
+    let mut client = proxy.connect("db");
+    for round in 0..20 {
+        let wanted = [
+            format!("begin {round}\n").as_bytes(),
+            &bulk,
+            format!("end {round}\n").as_bytes(),
+        ]
+        .concat();
+        let mut got = vec![0; wanted.len()];
+        client.read_exact(&mut got).unwrap();
+        assert!(got == wanted, "round {round}");
+        client.write_all(b"n").unwrap();
+    }
+    assert_eq!(read_to_end(&mut client), "");
+}
+
+fn urgent_data_within_bulk_holds_nothing_up(on: On) {
+    let bulk = pattern(4 << 20);
+    let backend = Backend::plain(echo_bytes);
+    let proxy = plain_tcp(on, &backend, "");
+    let mut client = proxy.connect("db");
+    let mut writer = client.try_clone().unwrap();
+    let to_send = bulk.clone();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&to_send).unwrap();
+        socket2::SockRef::from(&writer)
+            .send_out_of_band(b"!")
+            .unwrap();
+        writer.write_all(&to_send).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    // The urgent byte itself is not of the stream.
+    assert!(got == [bulk.clone(), bulk].concat(), "{} bytes", got.len());
+}
+
+fn bulk_that_is_cut_is_reset(on: On) {
+    let backend = Backend::plain(|wire| {
+        wire.write_all(&pattern(8 << 20)).unwrap();
+        wire.cut();
+    });
+    let proxy = plain_tcp(on, &backend, "");
+    let mut client = proxy.connect("db");
+    let mut got = Vec::new();
+    let error = client.read_to_end(&mut got).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(got.len() <= 8 << 20);
 }
 
 fn a_cut_upstream_resets_the_client(on: On) {

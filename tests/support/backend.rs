@@ -18,7 +18,7 @@ use super::pki::Leaf;
 pub trait Wire: Read + Write + Send {
     /// Says that nothing follows: FIN, or close_notify and FIN.
     fn finish(&mut self);
-    /// Cuts the connection: RST, no close_notify.
+    /// Cuts the connection when the script ends: RST, no FIN, no close_notify.
     fn cut(&mut self);
 }
 
@@ -30,7 +30,7 @@ impl Wire for TcpStream {
     fn cut(&mut self) {
         let zero = Some(Duration::ZERO);
         rustix::net::sockopt::set_socket_linger(&*self, zero).unwrap();
-        drop(self.shutdown(std::net::Shutdown::Both));
+        drop(self.shutdown(std::net::Shutdown::Read));
     }
 }
 

@@ -1,4 +1,4 @@
-//! For `benches/compare.py`: a Workload API, and the certificates that other
+//! For `benches/bench.py`: a Workload API, and the certificates that other
 //! proxies and their backend need to take part. Ends when its stdin does.
 
 #![allow(
@@ -30,8 +30,9 @@ fn main() {
     let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
     let ca = Authority::new("bench.test");
     write("ca.pem", &ca.pem());
-    for name in ["backend", "proxy"] {
-        let leaf = leaf(&ca, &format!("spiffe://bench.test/{name}"), |_| {});
+    // Other proxies have the ID that svidgate has.
+    for (name, id) in [("backend", "backend"), ("proxy", "svidgate")] {
+        let leaf = leaf(&ca, &format!("spiffe://bench.test/{id}"), |_| {});
         write(&format!("{name}.pem"), &leaf.chain_pem());
         write(&format!("{name}.key"), &leaf.key_pem());
         write(

@@ -80,6 +80,10 @@ impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
         Poll::Ready(Ok((n > 0).then_some(n)))
     }
 
+    fn may_read_ahead(&self) -> bool {
+        true
+    }
+
     fn ends_at_close(&self) -> bool {
         self.decoder.ends_at_close()
     }
@@ -134,6 +138,10 @@ impl<S: AsyncRead + Unpin> Source for Response<'_, S> {
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         self.incoming.poll_more(cx)
+    }
+
+    fn may_read_ahead(&self) -> bool {
+        self.incoming.may_read_ahead()
     }
 
     fn ends_at_close(&self) -> bool {

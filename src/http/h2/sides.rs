@@ -90,6 +90,10 @@ impl Source for Body {
         !self.chunk.is_empty()
     }
 
+    fn may_read_ahead(&self) -> bool {
+        false
+    }
+
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         // More is waited for once what came before has been sent.
         let owed = std::mem::take(&mut self.owed);
@@ -303,6 +307,10 @@ impl Source for Incoming {
         self.body.as_ref().is_some_and(Body::has_more)
     }
 
+    fn may_read_ahead(&self) -> bool {
+        false
+    }
+
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         match &mut self.body {
             // The end of a connection hides the end of a stream that came right
@@ -433,6 +441,10 @@ impl Source for Ask<'_> {
 
     fn has_more(&self) -> bool {
         self.body.has_more()
+    }
+
+    fn may_read_ahead(&self) -> bool {
+        false
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
