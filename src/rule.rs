@@ -5,6 +5,8 @@
 //! backticks or double quotes. `Host`, `Path`, `PathPrefix`, `Method`,
 //! `Header`, `Query` and `ClientIP` for HTTP, `HostSNI` for TCP.
 
+pub mod index;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 

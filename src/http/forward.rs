@@ -235,8 +235,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
             path: match_form(text(self.request.path(self.head))),
             ip: self.client.ip,
         };
-        let routes = &self.plan.entry.routes;
-        routes.iter().position(|route| route.rule.matches(&subject))
+        self.plan.route(&subject)
     }
 
     /// Finds a server that takes the request, and relays both.

@@ -9,6 +9,8 @@ use super::pool::{Pool, Slot};
 use crate::balance::Balancer;
 use crate::config::{HttpEntry, HttpService, Route};
 use crate::metrics::{Counter, Histogram, REQUEST_SECONDS, REQUESTS, Recorder};
+use crate::rule::Subject;
+use crate::rule::index::Index;
 use crate::runtime::Runtime;
 
 /// What a configuration makes of an entry point.
@@ -20,6 +22,8 @@ pub(crate) struct Plan<R: Runtime> {
     /// Of what no router took.
     pub(super) unrouted: Rc<Counts>,
     pub(super) looks_at_path: bool,
+    /// Of the routes' rules.
+    index: Index,
 }
 
 impl<R: Runtime> Plan<R> {
@@ -38,8 +42,18 @@ impl<R: Runtime> Plan<R> {
             looks_at_path: entry.routes.iter().any(|route| route.rule.looks_at_path()),
             services: entry.routes.iter().map(of_route).collect(),
             unrouted: Rc::new(Counts::new(recorder, name, "")),
+            index: Index::new(entry.routes.iter().map(|route| &route.rule)),
             entry: Arc::clone(entry),
         }
+    }
+
+    /// The first route that takes a request.
+    pub(super) fn route(&self, subject: &impl Subject) -> Option<usize> {
+        let routes = &self.entry.routes;
+        self.index.first(subject, |place| {
+            let route = routes.get(place);
+            route.is_some_and(|route| route.rule.matches(subject))
+        })
     }
 }
 

@@ -25,7 +25,7 @@ const SMALL_BYTES: usize = 1 << 10;
 const PACE_GRACE: Duration = Duration::from_secs(10);
 
 /// What a relay of bytes gathers: a write of it wakes the other side once.
-pub(crate) const RELAY_BYTES: usize = 64 << 10;
+pub(crate) const RELAY_BYTES: usize = 32 << 10;
 
 /// Buffers of a worker that no connection holds, of each size: most
 /// connections wait, and those that do not take turns.

@@ -167,3 +167,101 @@ fn what_is_no_rule_is_explained() {
         "\"G ET\" is not a name that a request could have",
     );
 }
+
+/// The index is a short cut and nothing else.
+#[test]
+fn the_index_finds_the_rule_that_asking_each_would_find() {
+    const HOSTS: [&str; 5] = ["a.test", "B.test", "*.test", "*", "c.a.test"];
+    const PATHS: [&str; 6] = ["/", "/v1", "/v1/", "/v1/users", "/v2", "/v"];
+    const METHODS: [&str; 2] = ["GET", "POST"];
+    fn rule(random: &mut fastrand::Rng, depth: u8) -> String {
+        let kind = random.u8(0..if depth == 0 { 4 } else { 7 });
+        let mut pick = |from: &[&str]| (*random.choice(from).unwrap()).to_owned();
+        match kind {
+            0 => format!("Host(`{}`)", pick(&HOSTS)),
+            1 => format!("PathPrefix(`{}`)", pick(&PATHS)),
+            2 => format!("Path(`{}`)", pick(&PATHS)),
+            3 => format!("Method(`{}`)", pick(&METHODS)),
+            4 => format!("!({})", rule(random, depth - 1)),
+            _ => {
+                let (a, b) = (rule(random, depth - 1), rule(random, depth - 1));
+                format!("({a} {} {b})", if kind == 5 { "&&" } else { "||" })
+            }
+        }
+    }
+    let mut random = fastrand::Rng::with_seed(3);
+    let (mut found, mut not) = (0, 0);
+    for _ in 0..2_000 {
+        let rules: Vec<Rule> = (0..random.usize(0..12))
+            .map(|_| Rule::parse(&rule(&mut random, 3), Layer::Http).unwrap())
+            .collect();
+        let index = index::Index::new(&rules);
+        for _ in 0..10 {
+            let subject = Request {
+                host: random
+                    .choice(["a.test", "A.Test", "b.test", "c.a.test", "d.test", ""])
+                    .unwrap(),
+                path: random
+                    .choice([
+                        "/",
+                        "/v1",
+                        "/v1x",
+                        "/v1/users",
+                        "/v1/users/7",
+                        "/v2",
+                        "*",
+                        "",
+                    ])
+                    .unwrap(),
+                method: random.choice(METHODS).unwrap(),
+                ..REQUEST
+            };
+            let expected = rules.iter().position(|rule| rule.matches(&subject));
+            let first = index.first(&subject, |place| rules[place].matches(&subject));
+            assert_eq!(
+                first, expected,
+                "{} {}: {rules:?}",
+                subject.host, subject.path
+            );
+            *(if expected.is_some() {
+                &mut found
+            } else {
+                &mut not
+            }) += 1;
+        }
+    }
+    assert!(found > 5_000 && not > 1_000, "{found} {not}");
+}
+
+/// Of a thousand rules, those of other hosts and paths are not asked.
+#[test]
+fn the_index_asks_few() {
+    let text = |n| match n % 3 {
+        0 => format!("Host(`{n}.test`) && PathPrefix(`/`)"),
+        1 => format!("PathPrefix(`/{n}/`)"),
+        _ => format!("Host(`{n}.test`) || (Host(`other{n}.test`) && Method(`GET`))"),
+    };
+    let rules: Vec<Rule> = (0..1_000)
+        .map(|n| Rule::parse(&text(n), Layer::Http).unwrap())
+        .collect();
+    let index = index::Index::new(&rules);
+    for (host, path, expected) in [
+        ("998.test", "/", Some(998)),
+        ("OTHER500.test", "/", Some(500)),
+        ("nobody.test", "/997/x", Some(997)),
+        ("nobody.test", "/", None),
+    ] {
+        let asked = std::cell::Cell::new(0);
+        let subject = Request {
+            host,
+            path,
+            ..REQUEST
+        };
+        let first = index.first(&subject, |place| {
+            asked.set(asked.get() + 1);
+            rules[place].matches(&subject)
+        });
+        assert_eq!(first, expected, "{host} {path}");
+        assert!(asked.get() <= 2, "{host} {path}: {} asked", asked.get());
+    }
+}

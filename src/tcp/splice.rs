@@ -6,8 +6,9 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// What a pipe should hold, and the most that is moved at once.
-pub(crate) const PIPE_BYTES: usize = 256 << 10;
+/// The most that is moved at once: what a pipe holds, unless its user has so
+/// many that the kernel gives less.
+pub(crate) const PIPE_BYTES: usize = 64 << 10;
 /// A move of less does not pay for its two calls and the pipe.
 pub(crate) const BULK_BYTES: usize = 16 << 10;
 /// Empty pipes that a worker keeps.
@@ -34,12 +35,8 @@ impl Pipe {
 
     #[cfg(target_os = "linux")]
     fn make() -> io::Result<Self> {
-        use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+        use rustix::pipe::{PipeFlags, pipe_with};
         let (from, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A user who has many of them gets what there is.
-        if let Err(error) = fcntl_setpipe_size(&from, PIPE_BYTES) {
-            log::debug!("a pipe stays as small as it is: {error}");
-        }
         Ok(Self {
             from,
             into,
