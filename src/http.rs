@@ -131,7 +131,7 @@ impl<R: Runtime> Http<R> {
         match end {
             End::Quiet => {
                 running.set_finished(true);
-                self.linger(stream).or(running.cut()).await;
+                Box::pin(self.linger(stream)).or(running.cut()).await;
             }
             End::Cut => copy::reset(stream),
             End::Gone => drop(stream),

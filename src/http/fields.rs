@@ -5,6 +5,7 @@
 //! section 7.6.1).
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use super::h1::write::{HeadWriter, Lines};
 use super::message::head::{Field, Head, Name, list, nominates};
@@ -53,17 +54,16 @@ impl Fields for HeadWriter<'_> {
 pub(crate) struct Client {
     /// The other end of its socket.
     pub(crate) ip: IpAddr,
-    ip_text: String,
     /// Whether its forwarding headers are believed.
     trusted: bool,
-    server: String,
-    /// The lines of an untrusted client, ready made.
+    server: Rc<str>,
+    /// The lines of an untrusted client, ready made: its address first.
     lines: Lines,
 }
 
 impl Client {
     /// `server` is our own host name, for `X-Forwarded-Server`.
-    pub(crate) fn new(ip: IpAddr, trusted: bool, server: &str) -> Self {
+    pub(crate) fn new(ip: IpAddr, trusted: bool, server: &Rc<str>) -> Self {
         let ip = ip.to_canonical();
         let ip_text = ip.to_string();
         let mut lines = Lines::default();
@@ -71,13 +71,18 @@ impl Client {
         lines.field("X-Forwarded-Proto", b"http");
         lines.field("X-Forwarded-Server", server.as_bytes());
         lines.field("X-Real-Ip", ip_text.as_bytes());
+        lines.shrink();
         Self {
             ip,
-            ip_text,
             trusted,
-            server: server.to_owned(),
+            server: Rc::clone(server),
             lines,
         }
+    }
+
+    fn ip_text(&self) -> &[u8] {
+        let first = self.lines.fields().next();
+        first.map_or(b"", |(_, address)| address)
     }
 }
 
@@ -196,14 +201,14 @@ fn write_forwarded(writer: &mut impl Fields, head: &Head, request: &Request, cli
     let authority = request.authority(head);
     let has = |name: Name| client.trusted && head.values(name).next().is_some();
     if client.trusted {
-        let addresses = joined(head, Name::ForwardedFor, client.ip_text.as_bytes());
+        let addresses = joined(head, Name::ForwardedFor, client.ip_text());
         writer.field("X-Forwarded-For", &addresses);
         if !has(Name::ForwardedProto) {
             writer.field("X-Forwarded-Proto", b"http");
         }
         writer.field("X-Forwarded-Server", client.server.as_bytes());
         if !has(Name::RealIp) {
-            writer.field("X-Real-Ip", client.ip_text.as_bytes());
+            writer.field("X-Real-Ip", client.ip_text());
         }
         // Where it is used, it must not end one hop too early.
         if has(Name::Forwarded) {

@@ -19,8 +19,8 @@ use crate::runtime::{Runtime, Timer};
 
 /// The size of a read. Larger heads make a buffer grow, up to their limit.
 pub(crate) const READ_BYTES: usize = 16 << 10;
-/// What a connection that waits may hold to write: the next one needs it.
-const SMALL_BYTES: usize = 1 << 10;
+/// A buffer to write from is kept for others if it is no larger.
+const SMALL_BYTES: usize = 4 << 10;
 /// How long a client may take before its pace counts.
 const PACE_GRACE: Duration = Duration::from_secs(10);
 
@@ -33,6 +33,8 @@ const SPARE_MAX: usize = 32;
 
 thread_local! {
     static SPARE: [RefCell<Vec<Vec<u8>>>; 2] = const { [const { RefCell::new(Vec::new()) }; 2] };
+    /// To write from.
+    static SPARE_OUT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Which of the two sizes a buffer has.
@@ -297,11 +299,24 @@ impl<S, T: Timer> Conn<S, T> {
         }
     }
 
-    /// It is to wait for long: what it holds is let go, but for what is small.
+    /// It is to be written to.
+    pub(crate) fn wake(&mut self) {
+        if self.out.capacity() == 0 {
+            self.out = SPARE_OUT.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
+    }
+
+    /// It is to wait, maybe for long: what it holds is let go.
     pub(crate) fn give_back(&mut self) {
         self.inbuf.give_back();
-        if self.out.capacity() > SMALL_BYTES {
-            self.out = Vec::new();
+        let mut out = std::mem::take(&mut self.out);
+        if (1..=SMALL_BYTES).contains(&out.capacity()) {
+            out.clear();
+            SPARE_OUT.with_borrow_mut(|kept| {
+                if kept.len() < SPARE_MAX {
+                    kept.push(out);
+                }
+            });
         }
     }
 }

@@ -6,9 +6,13 @@ use std::collections::HashMap;
 
 use super::{Matcher, Rule, Subject};
 
+/// So many rules are asked sooner than looked up.
+const FEW: usize = 8;
+
 /// Rules by what they cannot do without.
 #[derive(Debug, Default)]
 pub struct Index {
+    count: usize,
     by_host: HashMap<String, Paths>,
     /// Rules that do not name their hosts.
     any_host: Paths,
@@ -29,6 +33,7 @@ impl Index {
     pub fn new<'r>(rules: impl IntoIterator<Item = &'r Rule>) -> Self {
         let mut index = Self::default();
         for (place, rule) in rules.into_iter().enumerate() {
+            index.count += 1;
             let start = path_start(rule);
             match hosts(rule) {
                 None => index.any_host.add(start, place),
@@ -46,6 +51,9 @@ impl Index {
 
     /// The first rule that admits `subject`. `admits` asks the rule of a place.
     pub fn first(&self, subject: &impl Subject, admits: impl Fn(usize) -> bool) -> Option<usize> {
+        if self.count <= FEW {
+            return (0..self.count).find(|place| admits(*place));
+        }
         let host = match subject.host() {
             host if host.bytes().any(|byte| byte.is_ascii_uppercase()) => {
                 Cow::Owned(host.to_ascii_lowercase())

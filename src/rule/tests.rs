@@ -192,7 +192,7 @@ fn the_index_finds_the_rule_that_asking_each_would_find() {
     let mut random = fastrand::Rng::with_seed(3);
     let (mut found, mut not) = (0, 0);
     for _ in 0..2_000 {
-        let rules: Vec<Rule> = (0..random.usize(0..12))
+        let rules: Vec<Rule> = (0..random.usize(0..24))
             .map(|_| Rule::parse(&rule(&mut random, 3), Layer::Http).unwrap())
             .collect();
         let index = index::Index::new(&rules);

@@ -91,21 +91,15 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
         // to ring when another thread brings some; until this is dropped.
         let mut tick = pin!(executor.tick());
         let idle = turns < TURNS_MAX && tick.as_mut().poll(&mut cx).is_pending();
-        // A look without sleeping first: under load something has often come
-        // meanwhile, and a look costs less than to sleep and be woken.
-        let looks = turns > 0 || !idle;
-        if looks {
-            reactor.wait(&mut events, Some(Duration::ZERO))?;
-        }
-        if events.is_empty() && idle {
-            if alarm.may_sleep() {
-                reactor.wait(&mut events, reactor.next_timer())?;
-            } else if !looks {
-                // Woken again and again without a task: sockets have their
-                // turn all the same.
-                reactor.wait(&mut events, Some(Duration::ZERO))?;
-            }
-        }
+        // With events at hand this returns at once, however long it may sleep.
+        // Woken again and again without a task: sockets have their turn all
+        // the same.
+        let sleep = if idle && alarm.may_sleep() {
+            reactor.next_timer()
+        } else {
+            Some(Duration::ZERO)
+        };
+        reactor.wait(&mut events, sleep)?;
         reactor.deliver(&mut events);
     }
 }

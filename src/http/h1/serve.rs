@@ -147,6 +147,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
             if self.is_last_request() || in_a_row >= self.plan.entry.pipelined_max {
                 request.connection.close = true;
             }
+            self.down.conn.wake();
             self.down.decoder = Decoder::new(request.framing);
             self.down.write_timeout = self.plan.entry.write_timeout;
             let journey = Journey::new(
@@ -165,7 +166,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
                 After::Last => End::Quiet,
                 After::Cut => End::Cut,
                 After::Gone => End::Gone,
-                After::Switched(upstream) => self.tunnel(*upstream).await,
+                After::Switched(upstream) => Box::pin(self.tunnel(*upstream)).await,
             };
             return Ending::Closed(end);
         }
@@ -234,6 +235,8 @@ impl<'h, R: Runtime> Connection<'h, R> {
             };
             if is_idle {
                 self.down.conn.give_back();
+                self.head.give_back();
+                self.response_head.give_back();
             }
             let Conn {
                 stream,
@@ -282,7 +285,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
                         status: 408,
                         why: "no whole request head in time",
                     };
-                    self.refuse(late).await
+                    Box::pin(self.refuse(late)).await
                 }
             };
             return Err(Ending::Closed(end));
@@ -314,7 +317,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
                 Ok(Some(request))
             }
             Ok(Parsed::Partial) => Ok(None),
-            Err(refusal) => Err(Ending::Closed(self.refuse(refusal).await)),
+            Err(refusal) => Err(Ending::Closed(Box::pin(self.refuse(refusal)).await)),
         }
     }
 

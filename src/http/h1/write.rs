@@ -1,8 +1,6 @@
 //! Writing heads. Every byte of a head that leaves the proxy goes through
 //! here, and this cannot emit a line end inside a line.
 
-use std::io::Write;
-
 use crate::http::message::head::{Field, Head};
 
 /// Appends a head to a buffer.
@@ -26,8 +24,9 @@ impl<'o> HeadWriter<'o> {
     /// Begins with `HTTP/1.1 status reason`.
     pub fn response(out: &'o mut Vec<u8>, status: u16, reason: &[u8]) -> Self {
         let mut writer = Self { out };
-        // Writing to a Vec cannot fail.
-        drop(write!(writer.out, "HTTP/1.1 {status} "));
+        writer.out.extend_from_slice(b"HTTP/1.1 ");
+        digits(writer.out, u64::from(status));
+        writer.out.push(b' ');
         writer.text(reason);
         writer.out.extend_from_slice(b"\r\n");
         writer
@@ -50,7 +49,10 @@ impl<'o> HeadWriter<'o> {
 
     /// Writes a field with a number.
     pub fn number(&mut self, name: &'static str, value: u64) {
-        drop(write!(self.out, "{name}: {value}\r\n"));
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b": ");
+        digits(self.out, value);
+        self.out.extend_from_slice(b"\r\n");
     }
 
     /// Appends whole lines that a writer made before.
@@ -64,15 +66,37 @@ impl<'o> HeadWriter<'o> {
     }
 
     fn text(&mut self, text: &[u8]) {
-        if memchr::memchr3(b'\r', b'\n', 0, text).is_none() {
-            self.out.extend_from_slice(text);
-            return;
+        let start = self.out.len();
+        self.out.extend_from_slice(text);
+        // Without an early end: the texts are short, and none has one.
+        let is_end = |byte: u8| matches!(byte, b'\r' | b'\n' | 0);
+        if text.iter().fold(false, |any, byte| any | is_end(*byte)) {
+            for byte in self
+                .out
+                .iter_mut()
+                .skip(start)
+                .filter(|byte| is_end(**byte))
+            {
+                *byte = b' ';
+            }
         }
-        self.out.extend(text.iter().map(|byte| match byte {
-            b'\r' | b'\n' | 0 => b' ',
-            other => *other,
-        }));
     }
+}
+
+/// A number as text, without the machinery of `fmt`.
+fn digits(out: &mut Vec<u8>, number: u64) {
+    let mut text = [b'0'; 20];
+    let mut left = number;
+    let mut length = 0;
+    for place in text.iter_mut().rev() {
+        *place = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        left /= 10;
+        length += 1;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(text.get(20 - length..).unwrap_or_default());
 }
 
 pub(super) fn write_field(out: &mut Vec<u8>, head: &Head, field: &Field) {
@@ -87,7 +111,6 @@ pub(super) fn write_field(out: &mut Vec<u8>, head: &Head, field: &Field) {
 pub struct Lines {
     /// As HTTP/1 has them.
     text: Vec<u8>,
-    fields: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Lines {
@@ -97,13 +120,34 @@ impl Lines {
             out: &mut self.text,
         }
         .field(name, value);
-        self.fields.push((name, value.to_vec()));
     }
 
-    /// The fields one by one.
-    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        self.fields
-            .iter()
-            .map(|(name, value)| (*name, value.as_slice()))
+    /// No more will come: nothing is held for more.
+    pub fn shrink(&mut self) {
+        self.text.shrink_to_fit();
+    }
+
+    /// The fields one by one: name and value.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.text.split(|byte| *byte == b'\n');
+        lines.filter_map(|line| {
+            let line = line.strip_suffix(b"\r")?;
+            let colon = memchr::memchr(b':', line)?;
+            Some((line.get(..colon)?, line.get(colon + 2..)?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digits;
+
+    #[test]
+    fn numbers_are_written_as_fmt_writes_them() {
+        for number in [0, 7, 10, 99, 100, 65_535, 1 << 40, u64::MAX] {
+            let mut out = b"x".to_vec();
+            digits(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("x{number}"));
+        }
     }
 }

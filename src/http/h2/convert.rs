@@ -291,7 +291,7 @@ impl Fields for MapWriter {
 
     fn lines(&mut self, lines: &Lines) {
         for (name, value) in lines.fields() {
-            self.append(name.as_bytes(), value);
+            self.append(name, value);
         }
     }
 }

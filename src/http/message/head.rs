@@ -1,6 +1,7 @@
 //! What request and response heads share: the fields, and the few names that
 //! mean something to a proxy.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -86,38 +87,51 @@ pub enum Name {
     Other,
 }
 
-const KNOWN: [(&str, Name); 25] = [
-    ("connection", Name::Connection),
-    ("content-length", Name::ContentLength),
-    ("content-type", Name::ContentType),
-    ("cookie", Name::Cookie),
-    ("date", Name::Date),
-    ("expect", Name::Expect),
-    ("host", Name::Host),
-    ("max-forwards", Name::MaxForwards),
-    ("te", Name::Te),
-    ("trailer", Name::Trailer),
-    ("transfer-encoding", Name::TransferEncoding),
-    ("upgrade", Name::Upgrade),
-    ("via", Name::Via),
-    ("keep-alive", Name::HopByHop),
-    ("proxy-connection", Name::HopByHop),
-    ("proxy-authenticate", Name::HopByHop),
-    ("proxy-authorization", Name::HopByHop),
-    ("http2-settings", Name::HopByHop),
-    ("x-forwarded-for", Name::ForwardedFor),
-    ("x-forwarded-host", Name::ForwardedHost),
-    ("x-forwarded-port", Name::ForwardedPort),
-    ("x-forwarded-proto", Name::ForwardedProto),
-    ("x-forwarded-server", Name::ForwardedServer),
-    ("x-real-ip", Name::RealIp),
-    ("forwarded", Name::Forwarded),
-];
+/// The known names of a length: most names are told apart by that alone.
+fn known_of(length: usize) -> &'static [(&'static str, Name)] {
+    match length {
+        2 => &[("te", Name::Te)],
+        3 => &[("via", Name::Via)],
+        4 => &[("date", Name::Date), ("host", Name::Host)],
+        6 => &[("cookie", Name::Cookie), ("expect", Name::Expect)],
+        7 => &[("trailer", Name::Trailer), ("upgrade", Name::Upgrade)],
+        9 => &[("x-real-ip", Name::RealIp), ("forwarded", Name::Forwarded)],
+        10 => &[
+            ("connection", Name::Connection),
+            ("keep-alive", Name::HopByHop),
+        ],
+        12 => &[
+            ("content-type", Name::ContentType),
+            ("max-forwards", Name::MaxForwards),
+        ],
+        14 => &[
+            ("content-length", Name::ContentLength),
+            ("http2-settings", Name::HopByHop),
+        ],
+        15 => &[("x-forwarded-for", Name::ForwardedFor)],
+        16 => &[
+            ("proxy-connection", Name::HopByHop),
+            ("x-forwarded-host", Name::ForwardedHost),
+            ("x-forwarded-port", Name::ForwardedPort),
+        ],
+        17 => &[
+            ("transfer-encoding", Name::TransferEncoding),
+            ("x-forwarded-proto", Name::ForwardedProto),
+        ],
+        18 => &[
+            ("proxy-authenticate", Name::HopByHop),
+            ("x-forwarded-server", Name::ForwardedServer),
+        ],
+        19 => &[("proxy-authorization", Name::HopByHop)],
+        _ => &[],
+    }
+}
 
 /// How names begin that tell of the way a request has come.
 const CLAIM: &str = "x-forwarded-";
 
-/// Whether a name is that one, in any case, and with `_` for `-`.
+/// Whether a name is that one, in any case, and with `_` for `-`. Both are of
+/// one length.
 fn folds(known: &str, name: &[u8]) -> bool {
     known
         .bytes()
@@ -129,30 +143,19 @@ impl Name {
     /// Which name it is, whatever its case.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
-        let first = name.first().map(u8::to_ascii_lowercase);
-        let is_claim = first == Some(b'x')
-            && name
-                .get(..CLAIM.len())
-                .is_some_and(|start| folds(CLAIM, start));
-        // Most names are told by their length and first letter alone.
-        if !matches!(name.len(), 2 | 3 | 4 | 6 | 7 | 9 | 10 | 12 | 14..=19) {
-            return Self::other(name, is_claim);
-        }
-        if !matches!(
-            first,
-            Some(b'c' | b'd' | b'e' | b'f' | b'h' | b'k' | b'm' | b'p' | b't' | b'u' | b'v' | b'x')
-        ) {
-            return Self::other(name, is_claim);
-        }
-        for (known, which) in KNOWN {
-            if known.len() == name.len() && folds(known, name) {
+        for (known, which) in known_of(name.len()) {
+            if folds(known, name) {
                 return if name.contains(&b'_') {
                     Self::Lookalike
                 } else {
-                    which
+                    *which
                 };
             }
         }
+        let is_claim = matches!(name.first(), Some(b'x' | b'X'))
+            && name
+                .get(..CLAIM.len())
+                .is_some_and(|start| folds(CLAIM, start));
         Self::other(name, is_claim)
     }
 
@@ -174,8 +177,16 @@ pub struct Field {
     pub known: Name,
 }
 
+/// Heads of a worker that no connection holds, and how large they may be.
+const SPARE_MAX: usize = 64;
+const SPARE_BYTES_MAX: usize = 4 << 10;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Head>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The bytes of a head with the places of its fields. Reused from message to
-/// message, so that a connection allocates once.
+/// message, so that few are allocated.
 #[derive(Debug, Default)]
 pub struct Head {
     bytes: Vec<u8>,
@@ -220,9 +231,26 @@ impl Head {
 
     /// Takes over a complete head.
     pub(in crate::http) fn load(&mut self, bytes: &[u8]) {
+        if self.bytes.capacity() == 0
+            && let Some(spare) = SPARE.with_borrow_mut(Vec::pop)
+        {
+            *self = spare;
+        }
         self.bytes.clear();
         self.bytes.extend_from_slice(bytes);
         self.fields.clear();
+    }
+
+    /// A connection that waits holds no head. What is in it is lost.
+    pub(in crate::http) fn give_back(&mut self) {
+        let head = std::mem::take(self);
+        if (1..=SPARE_BYTES_MAX).contains(&head.bytes.capacity()) {
+            SPARE.with_borrow_mut(|kept| {
+                if kept.len() < SPARE_MAX {
+                    kept.push(head);
+                }
+            });
+        }
     }
 
     pub(in crate::http) fn bytes(&self) -> &[u8] {
@@ -489,10 +517,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_known_name_is_lost_to_the_quick_look() {
-        for (name, which) in KNOWN {
-            assert_eq!(Name::of(name.as_bytes()), which);
-            assert_eq!(Name::of(name.to_ascii_uppercase().as_bytes()), which);
+    fn each_known_name_stands_under_its_length() {
+        let mut count = 0;
+        for length in 0..64 {
+            for (name, which) in known_of(length) {
+                assert_eq!(name.len(), length);
+                assert_eq!(Name::of(name.as_bytes()), *which);
+                assert_eq!(Name::of(name.to_ascii_uppercase().as_bytes()), *which);
+                count += 1;
+            }
         }
+        assert_eq!(count, 25);
     }
 }
