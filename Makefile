@@ -4,7 +4,7 @@ DENY_VERSION = 0.20.2
 FUZZ_VERSION = 0.13.2
 FUZZ_TARGETS = request_head response_head chunked_body h2_to_h1 config svid_leaf
 
-.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench bench-smoke soak fuzz fuzz-smoke hostile interop
+.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench bench-smoke bench-instructions soak fuzz fuzz-smoke hostile interop
 
 help:
 	@echo 'make build              the release binary, target/release/svidgate'
@@ -20,6 +20,7 @@ help:
 	@echo 'make interop            with real peers: SPIRE, go-spiffe, Python, nginx, HAProxy, Envoy, Traefik, curl, a browser, psql'
 	@echo 'make bench              CPU and memory beside HAProxy, nginx, Envoy, Traefik and Caddy, into benches/RESULTS.md'
 	@echo 'make bench-smoke        the same in one short round: that it runs'
+	@echo 'make bench-instructions instructions of its parts, by callgrind, into benches/INSTRUCTIONS.md'
 	@echo 'make fixtures           make the certificates in fixtures/ anew'
 	@echo 'make fmt                format the code'
 
@@ -80,6 +81,10 @@ fuzz fuzz-smoke:
 	  $(CARGO) fuzz run -s none $$target fuzz/work/$$target fuzz/corpus/$$target -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1; \
 	done
+
+bench-instructions: build
+	$(CARGO) build --release --locked --example world --example micro
+	python3 benches/instructions.py --write
 
 hostile: build
 	python3 benches/hostile.py $(HOSTILE)

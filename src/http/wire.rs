@@ -337,4 +337,18 @@ mod tests {
         assert_eq!(pace.left(), Some(Duration::ZERO));
         assert_eq!(Pace::new(0).left(), None);
     }
+
+    #[test]
+    fn a_spare_buffer_shows_nothing_of_the_last_connection() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for text in [&b"a secret"[..], b"no"] {
+            let stream = RefCell::new(text);
+            let mut buf = ReadBuf::default();
+            assert!(buf.poll_fill(&mut cx, &stream, READ_BYTES).is_ready());
+            assert_eq!(buf.data(), text);
+            buf.consume(text.len());
+            buf.give_back();
+            assert_eq!(buf.data(), b"");
+        }
+    }
 }

@@ -529,4 +529,17 @@ mod tests {
         }
         assert_eq!(count, 25);
     }
+
+    #[test]
+    fn a_spare_head_shows_nothing_of_the_last_request() {
+        let mut first = Head::default();
+        first.load(b"GET /secret HTTP/1.1\r\nCookie: secret\r\n\r\n");
+        first.add(b"cookie", b"secret").unwrap();
+        first.give_back();
+        assert!(first.bytes().is_empty() && first.has_no_fields());
+        let mut second = Head::default();
+        second.load(b"GET / HTTP/1.1");
+        assert_eq!(second.bytes(), b"GET / HTTP/1.1");
+        assert!(second.has_no_fields());
+    }
 }
