@@ -71,11 +71,9 @@ def requests(connections):
 
 
 def crowd(peer, options):
-    """Many connections that each hold one to the backend by now."""
-    count = FEW if options.smoke else MANY
-    for _ in range(3):
-        last = per_unit("http", requests(count))(peer, options)
-    return last * 1e6
+    """Many connections, once each has one to the backend."""
+    count, warm = (FEW, 1) if options.smoke else (MANY, 6)
+    return loads.crowd(peer, peer.ports["http"], count, warm, options.seconds) * 1e6
 
 
 def gigabytes(port, options):
@@ -115,7 +113,7 @@ TITLES = {**MEASURES, **MEMORY, **OWN}
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--seconds", type=int, default=3)
+    arguments.add_argument("--seconds", type=int, default=2)
     arguments.add_argument("--only", type=lambda it: it.split(","), default=list(TITLES))
     arguments.add_argument("--peers", type=lambda it: it.split(","), default=list(peers.ALL))
     arguments.add_argument("--base", type=pathlib.Path)

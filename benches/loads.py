@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import tempfile
+import time
 
 Load = collections.namedtuple("Load", "requests bytes")
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -58,6 +59,23 @@ def wrk(port, path, connections, seconds):
     if "Non-2xx" in out or "Socket errors" in out or not float(size):
         raise SystemExit(f"{port}{path}: {out}")
     return Load(requests, float(size) * SUFFIXES[suffix])
+
+
+def crowd(peer, port, connections, warm, seconds):
+    """CPU for each request of so many connections. It counts when all have had
+    `warm` seconds: who ends a request early takes the proxy's connection to the
+    backend with it, so one load has to do for both."""
+    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds}", f"--warm-up-time={warm}", f"http://127.0.0.1:{port}/"]
+    load = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
+    time.sleep(warm)
+    before = cpu_of(peer.pid)
+    time.sleep(seconds)
+    used = cpu_of(peer.pid) - before
+    out = load.communicate()[0]
+    done, failed = map(int, re.search(r"(\d+) succeeded, (\d+) failed", out).groups())
+    if failed or not done:
+        raise SystemExit(f"{port}: {out}")
+    return used / done
 
 
 def latency(port, rate, seconds):
