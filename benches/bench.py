@@ -104,8 +104,8 @@ MEMORY = {
     "idle": Measure(f"idle connection, of {IDLE}", "KB", "http", None),
 }
 OWN = {
-    "workers": Measure("small GET, two workers", "µs CPU", "http", None),
-    "routes": Measure(f"small GET, the last of {ROUTES} routers", "µs CPU", "http", None),
+    "workers": Measure("small GET, two workers", "times one", "http", None),
+    "routes": Measure(f"small GET, the last of {ROUTES} routers", "times one", "http", None),
 }
 TITLES = {**MEASURES, **MEMORY, **OWN}
 

@@ -35,9 +35,8 @@ def table(results, titles):
     lines = ["| | " + " | ".join(f"{name} {values['version']}" for name, values in results.items()) + " |"]
     lines.append("| --- |" + " --- |" * len(results))
     for what in measured(results, titles):
-        unit = "times one" if what in ("workers", "routes") else titles[what].unit
         cells = [cell(values.get(what)) for values in results.values()]
-        lines.append(f"| {titles[what].title}, {unit} | " + " | ".join(cells) + " |")
+        lines.append(f"| {titles[what].title}, {titles[what].unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -52,7 +51,7 @@ def ratios(results, titles):
             continue
         if base:
             lines.append(f"{titles[what].title}: {own / base:.3f} of the base")
-        if others and what not in ("workers", "routes"):
+        if others and titles[what].unit != "times one":
             best = min(others, key=others.get)
             lines.append(f"{titles[what].title}: {own / others[best]:.2f} of the best peer ({best})")
     return "\n".join(lines)
