@@ -25,8 +25,8 @@ use crate::runtime::{Runtime, Timer};
 
 /// Content gathered before it is written.
 pub(crate) const GATHER_BYTES: usize = 32 << 10;
-/// Rounds of reading and writing before other connections get a turn: a fast
-/// pair of peers never makes either wait.
+/// Writes before other connections get a turn: a fast pair of peers never makes
+/// either wait.
 const ROUNDS_PER_TURN: u32 = 4;
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 32;
@@ -406,7 +406,6 @@ async fn send<R: Runtime>(
     let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {
-        take_turns(&mut rounds).await;
         let mut keeping = Keeping { sink: up, kept };
         match body.pull(&mut keeping) {
             Ok(moved) => total = total.saturating_add(moved),
@@ -420,13 +419,19 @@ async fn send<R: Runtime>(
             up.finish(body.trailers());
         }
         let may_be_held = request.expects_continue && total == 0 && !flow.continued.get();
-        let mut next = None;
+        let mut has_ended = false;
         if !is_done && !may_be_held && !up.is_full() && body.may_read_ahead() {
-            next = more_now(body, &mut pace).await;
-            if matches!(next, Some(Ok(true))) {
-                continue;
+            let next = more_now(body, &mut pace).await;
+            match next {
+                Some(Ok(true)) => continue,
+                // A reset is told once: nobody else would hear of it.
+                Some(Err(_)) => return Outcome::ClientGone,
+                // Cut short: the upstream is told as much as has come.
+                Some(Ok(false)) => has_ended = true,
+                None => {}
             }
         }
+        take_turns(&mut rounds).await;
         let sent = send_all(runtime, up, write_timer, terms.write_timeout, &mut no_pace);
         match unless_gone(body, sent).await {
             None => return Outcome::ClientGone,
@@ -466,11 +471,10 @@ async fn send<R: Runtime>(
                 }
             }
         }
-        let next = match next {
-            Some(next) => next,
-            None => more(runtime, body, read_timer, terms.read_timeout, &mut pace).await,
-        };
-        match next {
+        if has_ended {
+            return Outcome::ClientGone;
+        }
+        match more(runtime, body, read_timer, terms.read_timeout, &mut pace).await {
             Ok(true) => {}
             Ok(false) | Err(Stop::Io(_)) => return Outcome::ClientGone,
             Err(Stop::Timeout) => {
@@ -716,7 +720,6 @@ async fn body<R: Runtime>(
     let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {
-        take_turns(&mut rounds).await;
         flow.pieces.set(flow.pieces.get().wrapping_add(1));
         match up.pull(down) {
             Ok(_) => {}
@@ -734,6 +737,7 @@ async fn body<R: Runtime>(
                 continue;
             }
         }
+        take_turns(&mut rounds).await;
         flow.begun.set(true);
         let sent = send_all(runtime, down, write_timer, terms.write_timeout, pace);
         sent.await.map_err(client_write_failed)?;

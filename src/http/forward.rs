@@ -372,7 +372,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
         match upstream {
             Upstream::Http1(mut own) => {
                 let up = &mut own.conn;
-                up.wake();
+                up.take_out();
                 write_request(&mut up.out, self.head, self.request, authority, self.client);
                 question.admission = own.admission.as_ref();
                 let mut decoder = Decoder::new(Framing::Empty);

@@ -20,14 +20,14 @@ use crate::runtime::{Runtime, Timer};
 /// The size of a read. Larger heads make a buffer grow, up to their limit.
 pub(crate) const READ_BYTES: usize = 16 << 10;
 /// A buffer to write from is kept for others if it is no larger.
-const SMALL_BYTES: usize = 4 << 10;
+const SPARE_OUT_BYTES_MAX: usize = 4 << 10;
 /// How long a client may take before its pace counts.
 const PACE_GRACE: Duration = Duration::from_secs(10);
 
 /// What a relay of bytes gathers: a write of it wakes the other side once.
 pub(crate) const RELAY_BYTES: usize = 32 << 10;
 
-/// Buffers of a worker that no connection holds, of each size: most
+/// Buffers of a worker that no connection holds, of each kind: most
 /// connections wait, and those that do not take turns.
 const SPARE_MAX: usize = 32;
 
@@ -92,8 +92,8 @@ impl ReadBuf {
 
     /// Room to read into; empty when `max` bytes are held already.
     fn space(&mut self, max: usize) -> &mut [u8] {
-        if self.bytes.is_empty() && max >= READ_BYTES {
-            self.bytes = spare(if max == RELAY_BYTES { max } else { READ_BYTES });
+        if max >= READ_BYTES {
+            self.take_room(READ_BYTES);
         }
         if self.end == self.bytes.len() {
             if self.start > 0 {
@@ -106,6 +106,13 @@ impl ReadBuf {
             }
         }
         self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Room for so many bytes at first, if it has none.
+    pub(crate) fn take_room(&mut self, bytes: usize) {
+        if self.bytes.is_empty() {
+            self.bytes = spare(bytes);
+        }
     }
 
     /// While nothing has come, a connection holds nothing for it.
@@ -299,8 +306,8 @@ impl<S, T: Timer> Conn<S, T> {
         }
     }
 
-    /// It is to be written to.
-    pub(crate) fn wake(&mut self) {
+    /// It is to be written to: something to write from.
+    pub(crate) fn take_out(&mut self) {
         if self.out.capacity() == 0 {
             self.out = SPARE_OUT.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
@@ -309,8 +316,12 @@ impl<S, T: Timer> Conn<S, T> {
     /// It is to wait, maybe for long: what it holds is let go.
     pub(crate) fn give_back(&mut self) {
         self.inbuf.give_back();
+        self.give_back_out();
+    }
+
+    pub(crate) fn give_back_out(&mut self) {
         let mut out = std::mem::take(&mut self.out);
-        if (1..=SMALL_BYTES).contains(&out.capacity()) {
+        if (1..=SPARE_OUT_BYTES_MAX).contains(&out.capacity()) {
             out.clear();
             SPARE_OUT.with_borrow_mut(|kept| {
                 if kept.len() < SPARE_MAX {

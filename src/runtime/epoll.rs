@@ -11,6 +11,9 @@
 //! weakly, so that dropping the executor ends every task and closes every
 //! socket. A wake from another thread (a stop signal, a name resolved) reaches
 //! a sleeping worker through an eventfd.
+//!
+//! A host whose `main` is not Rust's has to ignore `SIGPIPE`: `splice(2)` and
+//! `writev(2)` raise it where a client has gone.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -100,6 +103,9 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
             Some(Duration::ZERO)
         };
         reactor.wait(&mut events, sleep)?;
+        // Awake again before the first task is woken, or that would ring. A
+        // ring that was meant for us has brought its work already.
+        alarm.awake();
         reactor.deliver(&mut events);
     }
 }
@@ -446,7 +452,8 @@ impl Stream for Socket {
 
 impl Splice for Socket {
     fn can_splice(&self) -> bool {
-        // At urgent data the kernel stops, and gives no edge for what follows.
+        // At urgent data the kernel stops, and gives no edge for what follows;
+        // after an end or a failure there is not much to move.
         !self.source.read_closed.get()
     }
 

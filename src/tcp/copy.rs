@@ -4,7 +4,7 @@
 //! An end on one side is passed on as an end (FIN, or close_notify and FIN),
 //! and the other direction goes on: a client may send its whole request, close
 //! its half, and wait for the answer. A direction that writes slower than the
-//! other side sends stops reading: nothing piles up but one buffer.
+//! other side sends stops reading: nothing piles up but one buffer, or a pipe.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -207,6 +207,7 @@ impl<'b> Direction<'b> {
     where
         A: AsyncRead + Unpin,
     {
+        self.buf.take_room(RELAY_BYTES);
         while self.buf.len() < RELAY_BYTES {
             match self.buf.poll_fill(cx, source, RELAY_BYTES) {
                 Poll::Ready(Ok(0)) => {
@@ -231,6 +232,8 @@ impl<'b> Direction<'b> {
             (self.splices, self.is_bulk) = (false, false);
             return Poll::Ready(());
         };
+        // The pipe is what is held now.
+        self.buf.give_back();
         let way = Way::Into(pipe.way_in());
         let moved = source.borrow_mut().poll_splice(cx, way, PIPE_BYTES);
         match moved {
@@ -240,6 +243,20 @@ impl<'b> Direction<'b> {
             }
             Poll::Ready(Ok(0)) => self.state = State::Ending,
             Poll::Ready(Ok(n)) => pipe.held = n,
+            // The kernel cannot, or may not be asked.
+            Poll::Ready(Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Unsupported
+                        | io::ErrorKind::InvalidInput
+                        | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                pipe.give_back();
+                (self.splices, self.is_bulk) = (false, false);
+                return Poll::Ready(());
+            }
+            // A failure of the socket is told once.
             Poll::Ready(Err(error)) => self.failed = Some(error),
         }
         self.is_bulk = pipe.held >= BULK_BYTES;

@@ -2,7 +2,7 @@
 //! pipe, by `splice(2)`. For bulk only, and only where both ends are plain
 //! sockets of a runtime that can.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,8 +13,12 @@ pub(crate) const PIPE_BYTES: usize = 64 << 10;
 pub(crate) const BULK_BYTES: usize = 16 << 10;
 /// Empty pipes that a worker keeps.
 const SPARE_MAX: usize = 32;
+/// Pipes of a worker: each takes two descriptors, which connections need too.
+/// What is above is copied.
+const PIPES_MAX: usize = 256;
 
 thread_local! {
+    static LIVE: Cell<usize> = const { Cell::new(0) };
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -27,10 +31,18 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// An empty one. There may be none: no descriptors, or no such kernel.
+    /// An empty one. There may be none: no descriptors, no such kernel, or
+    /// enough of them.
     pub(crate) fn take() -> Option<Self> {
-        let kept = SPARE.with_borrow_mut(Vec::pop);
-        kept.or_else(|| Self::make().ok())
+        if let Some(kept) = SPARE.with_borrow_mut(Vec::pop) {
+            return Some(kept);
+        }
+        if LIVE.get() >= PIPES_MAX {
+            return None;
+        }
+        let made = Self::make().ok()?;
+        LIVE.set(LIVE.get() + 1);
+        Some(made)
     }
 
     #[cfg(target_os = "linux")]
@@ -57,12 +69,23 @@ impl Pipe {
         self.from.as_fd()
     }
 
-    /// For whoever needs one next; closed, if anything is in it.
+    /// For whoever needs one next; closed, if anything is in it or there are
+    /// enough.
     pub(crate) fn give_back(self) {
-        SPARE.with_borrow_mut(|kept| {
+        let left = SPARE.with_borrow_mut(|kept| {
             if self.held == 0 && kept.len() < SPARE_MAX {
                 kept.push(self);
+                return None;
             }
+            Some(self)
         });
+        drop(left);
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // At the end of the thread there may be no count any more.
+        let _counted = LIVE.try_with(|live| live.set(live.get().saturating_sub(1)));
     }
 }

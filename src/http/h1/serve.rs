@@ -147,7 +147,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
             if self.is_last_request() || in_a_row >= self.plan.entry.pipelined_max {
                 request.connection.close = true;
             }
-            self.down.conn.wake();
+            self.down.conn.take_out();
             self.down.decoder = Decoder::new(request.framing);
             self.down.write_timeout = self.plan.entry.write_timeout;
             let journey = Journey::new(
@@ -173,7 +173,10 @@ impl<'h, R: Runtime> Connection<'h, R> {
     }
 
     /// The stream, and what was read ahead of it.
-    pub(crate) fn into_parts(self) -> (R::Stream, ReadBuf) {
+    pub(crate) fn into_parts(mut self) -> (R::Stream, ReadBuf) {
+        self.down.conn.give_back_out();
+        self.head.give_back();
+        self.response_head.give_back();
         (self.down.conn.stream.into_inner(), self.down.conn.inbuf)
     }
 
