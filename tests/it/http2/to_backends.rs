@@ -599,7 +599,8 @@ fn clients_that_do_not_read_hold_up_no_other(on: On) {
 
 /// RFC 9113, section 8.1: a backend need not wait for the whole request.
 fn an_early_answer_right_before_the_end_is_whole(on: On) {
-    let backend = Backend::plain(|wire| {
+    let (noticed, was_noticed) = std::sync::mpsc::channel();
+    let backend = Backend::plain(move |wire| {
         let mut frames = Frames::server(wire);
         let Some(asked) = frames.find(|it| it.kind == h2::HEADERS) else {
             return;
@@ -619,6 +620,7 @@ fn an_early_answer_right_before_the_end_is_whole(on: On) {
         frames.0.write_all(&whole).unwrap();
         frames.0.finish();
         drop(frames.0.read_to_end(&mut Vec::new()));
+        drop(noticed.send(()));
     });
     let proxy = h2c(on, backend.address, "");
     for _ in 0..20 {
@@ -630,6 +632,11 @@ fn an_early_answer_right_before_the_end_is_whole(on: On) {
             crate::support::proxy::read_to_end(&mut client),
             "HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno!"
         );
+        // The next request must not come before the end of this connection is
+        // known: it would be sent on it, and a POST is not sent twice.
+        was_noticed
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
     }
 }
 
