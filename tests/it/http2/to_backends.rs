@@ -620,7 +620,7 @@ fn an_early_answer_right_before_the_end_is_whole(on: On) {
         frames.0.write_all(&whole).unwrap();
         frames.0.finish();
         drop(frames.0.read_to_end(&mut Vec::new()));
-        drop(noticed.send(()));
+        noticed.send(()).unwrap_or_default();
     });
     let proxy = h2c(on, backend.address, "");
     for _ in 0..20 {
@@ -635,7 +635,7 @@ fn an_early_answer_right_before_the_end_is_whole(on: On) {
         // The next request must not come before the end of this connection is
         // known: it would be sent on it, and a POST is not sent twice.
         was_noticed
-            .recv_timeout(std::time::Duration::from_secs(10))
+            .recv_timeout(Duration::from_secs(10))
             .unwrap();
     }
 }
