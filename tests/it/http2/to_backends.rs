@@ -634,9 +634,7 @@ fn an_early_answer_right_before_the_end_is_whole(on: On) {
         );
         // The next request must not come before the end of this connection is
         // known: it would be sent on it, and a POST is not sent twice.
-        was_noticed
-            .recv_timeout(Duration::from_secs(10))
-            .unwrap();
+        was_noticed.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 }
 
