@@ -36,7 +36,7 @@ if __name__ == "__main__":
 import loads  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
-from world import BIN, Processes, eventually, free_port  # noqa: E402
+from world import BIN, Processes  # noqa: E402
 
 BIG_BYTES = 64 << 20
 IDLE = 4000
@@ -140,23 +140,18 @@ def main():
 
 
 def run(processes, options):
-    processes.start("world", [ROOT / "target/release/examples/world", processes.directory])
-    eventually("the Workload API", lambda: (processes.directory / "agent.sock").exists())
-    big = processes.directory / "files/big/file"
-    big.parent.mkdir(parents=True)
-    big.write_bytes(os.urandom(1 << 20) * (BIG_BYTES >> 20))
-    backends = {**peers.start_backend(processes), "grpc": free_port()}
+    scene = peers.scene(processes, os.urandom(1 << 20) * (BIG_BYTES >> 20))
+    backend = scene.backends["grpc"]
     options.call = loads.call_of(processes.directory)
     if "calls" in options.only:
         install.go_programs(["go-peers"])
         command = [BIN / "peers", "-socket", f"unix://{processes.directory}/agent.sock", "-listen"]
-        command += [f"127.0.0.1:{backends['grpc']}", "-allow", "spiffe://bench.test/svidgate", "grpc"]
-        processes.start("calls", command, backends["grpc"])
-    scene = peers.Scene(processes, backends)
+        command += [f"127.0.0.1:{backend}", "-allow", "spiffe://bench.test/svidgate", "grpc"]
+        processes.start("calls", command, backend)
     results = {}
 
-    def note(what, name, value, version=None):
-        results.setdefault(name, {"version": version}).setdefault(what, []).append(value)
+    def note(what, name, value):
+        results.setdefault(name, {}).setdefault(what, []).append(value)
 
     starters = {name: peers.ALL[name] for name in options.peers}
     if options.base:

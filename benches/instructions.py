@@ -28,7 +28,7 @@ if __name__ == "__main__":
     install.from_distribution({"valgrind": "valgrind"})
 
 import peers  # noqa: E402
-from world import Processes, eventually, free_port  # noqa: E402
+from world import Processes  # noqa: E402
 
 MICRO = ROOT / "target/release/examples/micro"
 CALLGRIND = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
@@ -103,12 +103,7 @@ def megabytes(port):
 
 def program():
     with Processes() as processes:
-        processes.start("world", [ROOT / "target/release/examples/world", processes.directory])
-        eventually("the Workload API", lambda: (processes.directory / "agent.sock").exists())
-        big = processes.directory / "files/big/file"
-        big.parent.mkdir(parents=True)
-        big.write_bytes(bytes(8 << 20))
-        scene = peers.Scene(processes, {**peers.start_backend(processes), "grpc": free_port()})
+        scene = peers.scene(processes, bytes(8 << 20))
         for unit, name, entry, work, units in (
             ("a small GET over kept connections, mutual TLS to the backend", "request", "http", requests, 500),
             ("a client connection with a request", "session", "http", sessions, 20),

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 
-from world import SVIDGATE, VERSIONS, find_nginx, free_port, which
+from world import ROOT, SVIDGATE, VERSIONS, eventually, find_nginx, free_port, which
 
 ENTRIES = ("http", "close", "tcp", "plain", "grpc")
 CADDY = VERSIONS["bench"]["caddyserver"]
@@ -108,6 +108,17 @@ def start_backend(processes):
     file = processes.write("backend.conf", conf)
     processes.start("backend", [find_nginx(), "-c", file, "-e", processes.directory / "backend.err"], ports["open"])
     return ports
+
+
+def scene(processes, content):
+    """A Workload API with certificates for all, and the backend with `content`
+    at /big/file."""
+    processes.start("world", [ROOT / "target/release/examples/world", processes.directory])
+    eventually("the Workload API", lambda: (processes.directory / "agent.sock").exists())
+    big = processes.directory / "files/big/file"
+    big.parent.mkdir(parents=True)
+    big.write_bytes(content)
+    return Scene(processes, {**start_backend(processes), "grpc": free_port()})
 
 
 SVIDGATE_CONF = """

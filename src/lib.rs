@@ -51,6 +51,7 @@ mod proxy;
 mod reload;
 pub mod rule;
 pub mod runtime;
+mod spare;
 mod state;
 mod tcp;
 pub mod tls;

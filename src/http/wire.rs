@@ -16,6 +16,7 @@ use futures_lite::AsyncRead;
 
 use super::exchange::{Sink, Source};
 use crate::runtime::{Runtime, Timer};
+use crate::spare::Spares;
 
 /// The size of a read. Larger heads make a buffer grow, up to their limit.
 pub(crate) const READ_BYTES: usize = 16 << 10;
@@ -32,9 +33,9 @@ pub(crate) const RELAY_BYTES: usize = 32 << 10;
 const SPARE_MAX: usize = 32;
 
 thread_local! {
-    static SPARE: [RefCell<Vec<Vec<u8>>>; 2] = const { [const { RefCell::new(Vec::new()) }; 2] };
+    static SPARE: [Spares<Vec<u8>>; 2] = const { [const { Spares::new(SPARE_MAX) }; 2] };
     /// To write from.
-    static SPARE_OUT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE_OUT: Spares<Vec<u8>> = const { Spares::new(SPARE_MAX) };
 }
 
 /// Which of the two sizes a buffer has.
@@ -46,17 +47,14 @@ fn size_class(bytes: usize) -> Option<usize> {
 
 /// A buffer. What is in it is of no meaning.
 fn spare(bytes: usize) -> Vec<u8> {
-    let kept = SPARE.with(|spare| spare.get(size_class(bytes)?)?.borrow_mut().pop());
+    let kept = SPARE.with(|spare| spare.get(size_class(bytes)?)?.take());
     kept.unwrap_or_else(|| vec![0; bytes])
 }
 
 fn keep_spare(buffer: Vec<u8>) {
     SPARE.with(|spare| {
-        let kept = size_class(buffer.len()).and_then(|class| spare.get(class));
-        if let Some(mut kept) = kept.map(RefCell::borrow_mut)
-            && kept.len() < SPARE_MAX
-        {
-            kept.push(buffer);
+        if let Some(kept) = size_class(buffer.len()).and_then(|class| spare.get(class)) {
+            kept.keep(buffer);
         }
     });
 }
@@ -309,7 +307,7 @@ impl<S, T: Timer> Conn<S, T> {
     /// It is to be written to: something to write from.
     pub(crate) fn take_out(&mut self) {
         if self.out.capacity() == 0 {
-            self.out = SPARE_OUT.with_borrow_mut(Vec::pop).unwrap_or_default();
+            self.out = SPARE_OUT.with(Spares::take).unwrap_or_default();
         }
     }
 
@@ -323,11 +321,7 @@ impl<S, T: Timer> Conn<S, T> {
         let mut out = std::mem::take(&mut self.out);
         if (1..=SPARE_OUT_BYTES_MAX).contains(&out.capacity()) {
             out.clear();
-            SPARE_OUT.with_borrow_mut(|kept| {
-                if kept.len() < SPARE_MAX {
-                    kept.push(out);
-                }
-            });
+            SPARE_OUT.with(|spare| spare.keep(out));
         }
     }
 }

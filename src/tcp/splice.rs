@@ -2,9 +2,11 @@
 //! pipe, by `splice(2)`. For bulk only, and only where both ends are plain
 //! sockets of a runtime that can.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::spare::Spares;
 
 /// The most that is moved at once: what a pipe holds, unless its user has so
 /// many that the kernel gives less.
@@ -19,7 +21,7 @@ const PIPES_MAX: usize = 256;
 
 thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
-    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static SPARE: Spares<Pipe> = const { Spares::new(SPARE_MAX) };
 }
 
 /// A pipe, and how much is in it.
@@ -34,7 +36,7 @@ impl Pipe {
     /// An empty one. There may be none: no descriptors, no such kernel, or
     /// enough of them.
     pub(crate) fn take() -> Option<Self> {
-        if let Some(kept) = SPARE.with_borrow_mut(Vec::pop) {
+        if let Some(kept) = SPARE.with(Spares::take) {
             return Some(kept);
         }
         if LIVE.get() >= PIPES_MAX {
@@ -72,14 +74,9 @@ impl Pipe {
     /// For whoever needs one next; closed, if anything is in it or there are
     /// enough.
     pub(crate) fn give_back(self) {
-        let left = SPARE.with_borrow_mut(|kept| {
-            if self.held == 0 && kept.len() < SPARE_MAX {
-                kept.push(self);
-                return None;
-            }
-            Some(self)
-        });
-        drop(left);
+        if self.held == 0 {
+            SPARE.with(|spare| spare.keep(self));
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! What request and response heads share: the fields, and the few names that
 //! mean something to a proxy.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{Refusal, Version};
+use crate::spare::Spares;
 
 /// Limits on a head.
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +182,7 @@ const SPARE_MAX: usize = 64;
 const SPARE_BYTES_MAX: usize = 4 << 10;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Head>> = const { RefCell::new(Vec::new()) };
+    static SPARE: Spares<Head> = const { Spares::new(SPARE_MAX) };
 }
 
 /// The bytes of a head with the places of its fields. Reused from message to
@@ -232,7 +232,7 @@ impl Head {
     /// Takes over a complete head.
     pub(in crate::http) fn load(&mut self, bytes: &[u8]) {
         if self.bytes.capacity() == 0
-            && let Some(spare) = SPARE.with_borrow_mut(Vec::pop)
+            && let Some(spare) = SPARE.with(Spares::take)
         {
             *self = spare;
         }
@@ -245,11 +245,7 @@ impl Head {
     pub(in crate::http) fn give_back(&mut self) {
         let head = std::mem::take(self);
         if (1..=SPARE_BYTES_MAX).contains(&head.bytes.capacity()) {
-            SPARE.with_borrow_mut(|kept| {
-                if kept.len() < SPARE_MAX {
-                    kept.push(head);
-                }
-            });
+            SPARE.with(|spare| spare.keep(head));
         }
     }
 
