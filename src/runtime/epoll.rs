@@ -20,7 +20,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
@@ -34,7 +34,7 @@ use async_executor::LocalExecutor;
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 use rustix::pipe::{SpliceFlags, splice};
 use slab::Slab;
 
@@ -374,7 +374,6 @@ impl Runtime for Epoll {
             reactor: Rc::clone(&self.0),
             index,
             deadline: None,
-            armed: None,
         }
     }
 
@@ -483,9 +482,13 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = self.source.poll_readable(cx, || (&self.socket).read(buf));
+        let asked = buf.len();
+        let read = self.source.poll_readable(cx, || {
+            let (n, _) = recv(&self.socket, &mut *buf, RecvFlags::empty())?;
+            Ok(n)
+        });
         if let Poll::Ready(Ok(n)) = read {
-            self.source.was_read(n, buf.len());
+            self.source.was_read(n, asked);
         }
         read
     }
@@ -497,7 +500,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.source.poll_writable(cx, || (&self.socket).write(buf));
+        let written = self
+            .source
+            .poll_writable(cx, || Ok(send(&self.socket, buf, SendFlags::NOSIGNAL)?));
         if let Poll::Ready(Ok(n)) = written {
             self.source.was_written(n, buf.len());
         }
@@ -553,10 +558,15 @@ impl Clock {
         self.timers.insert(Armed::default())
     }
 
-    fn arm(&mut self, index: usize, at: Instant, waker: &Waker) {
+    /// Sees to it that `waker` is woken at `deadline`, or before: a timer that
+    /// is armed for an earlier time, still to come, stays. Its owner looks
+    /// again then.
+    fn arm(&mut self, index: usize, now: Instant, deadline: Instant, waker: &Waker) {
         let Some(timer) = self.timers.get_mut(index) else {
             return;
         };
+        let early_enough = timer.at.filter(|at| now < *at && *at <= deadline);
+        let at = early_enough.unwrap_or(deadline);
         if !timer.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
             timer.waker = Some(waker.clone());
         }
@@ -605,8 +615,6 @@ pub struct Deadline {
     reactor: Rc<Reactor>,
     index: usize,
     deadline: Option<Instant>,
-    /// What the clock has been told, as far as this side knows.
-    armed: Option<Instant>,
 }
 
 impl fmt::Debug for Deadline {
@@ -638,15 +646,8 @@ impl Timer for Deadline {
         if deadline <= now {
             return Poll::Ready(());
         }
-        // Armed for an earlier time that is still to come: it will wake us,
-        // and we look again.
-        let early_enough = self.armed.filter(|at| now < *at && *at <= deadline);
-        let at = early_enough.unwrap_or(deadline);
-        self.armed = Some(at);
-        self.reactor
-            .clock
-            .borrow_mut()
-            .arm(self.index, at, cx.waker());
+        let mut clock = self.reactor.clock.borrow_mut();
+        clock.arm(self.index, now, deadline, cx.waker());
         Poll::Pending
     }
 }
