@@ -14,6 +14,7 @@ pub(crate) mod wire;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use h1::serve::{Connection, Ending};
 use plan::Plan;
 use pool::Pool;
 use reply::Clock;
+use wire::ReadBuf;
 
 /// How long, and how much, a client may still send after an answer that ends
 /// its connection; so that the answer is not lost to a reset (RFC 9112, 9.6).
@@ -102,40 +104,58 @@ impl<R: Runtime> Http<R> {
     }
 
     /// Serves a client connection to its end.
-    pub(crate) async fn serve(&self, stream: R::Stream, peer: SocketAddr, running: &Running) {
-        let (plan, ip) = (self.plan(), peer.ip().to_canonical());
-        let client = self.client(&plan, ip);
-        let mut connection = Connection::new(self, plan, client, stream, running);
-        let cut = async {
-            running.cut().await;
-            Ending::Closed(End::Cut)
-        };
-        // Boxed: a future is moved into each that awaits it, and leaves its room
-        // behind in all of them.
-        let ending = Box::pin(connection.run()).or(cut).await;
-        let (mut stream, ahead) = connection.into_parts();
-        let end = match ending {
-            Ending::Closed(end) => end,
-            Ending::Http2 => {
+    pub(crate) fn serve(
+        self: Rc<Self>,
+        stream: R::Stream,
+        peer: SocketAddr,
+        running: Running,
+    ) -> impl Future<Output = ()> {
+        // Made before the future begins, and not moved within it: a future
+        // keeps the room of what was moved from one part of it to another.
+        let mut connection = Connection::new(&self, peer.ip().to_canonical(), stream);
+        async move {
+            let ending = {
                 let cut = async {
                     running.cut().await;
-                    End::Cut
+                    Ending::Closed(End::Cut)
                 };
-                let plan = self.plan();
-                let client = self.client(&plan, ip);
-                let ahead = (&mut stream, ahead);
-                let serving = Box::pin(h2::serve::serve(self, &plan, client, ahead, running));
-                serving.or(cut).await
+                let run = pin!(connection.run(&self, &running));
+                run.or(cut).await
+            };
+            let (ip, mut stream, ahead) = connection.into_parts();
+            let end = match ending {
+                Ending::Closed(end) => end,
+                Ending::Http2 => {
+                    let cut = async {
+                        running.cut().await;
+                        End::Cut
+                    };
+                    let serving = Box::pin(self.http2(ip, &mut stream, ahead, &running));
+                    serving.or(cut).await
+                }
+            };
+            match end {
+                End::Quiet => {
+                    running.set_finished(true);
+                    Box::pin(self.linger(stream)).or(running.cut()).await;
+                }
+                End::Cut => copy::reset(stream),
+                End::Gone => drop(stream),
             }
-        };
-        match end {
-            End::Quiet => {
-                running.set_finished(true);
-                Box::pin(self.linger(stream)).or(running.cut()).await;
-            }
-            End::Cut => copy::reset(stream),
-            End::Gone => drop(stream),
         }
+    }
+
+    /// Serves a connection that turned out to be of HTTP/2.
+    async fn http2(
+        &self,
+        ip: IpAddr,
+        stream: &mut R::Stream,
+        ahead: ReadBuf,
+        running: &Running,
+    ) -> End {
+        let plan = self.plan();
+        let client = self.client(&plan, ip);
+        h2::serve::serve(self, &plan, client, (stream, ahead), running).await
     }
 
     /// Closes so that the last answer arrives: our half first, then a while

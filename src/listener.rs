@@ -7,9 +7,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::FutureExt;
+use futures_util::FutureExt as _;
 use log::{error, warn};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
@@ -121,7 +123,7 @@ impl Counts {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accept<'a> {
     /// Of the entry point.
-    pub(crate) name: &'a str,
+    pub(crate) name: &'a Rc<str>,
     /// How many connections may be open; a reload may change it.
     pub(crate) connections_max: &'a Cell<usize>,
     pub(crate) drain: &'a Drain,
@@ -153,15 +155,16 @@ pub(crate) async fn accept<R: Runtime, F: Future<Output = ()> + 'static>(
         }
         counts.accepted.add(1);
         let open = counts.open.one_more();
-        let connection = AssertUnwindSafe(serve(stream, peer, drain.enter()));
-        let (panics, name) = (counts.panics.clone(), name.to_owned());
-        runtime.spawn(async move {
-            if connection.catch_unwind().await.is_err() {
+        let connection = AssertUnwindSafe(serve(stream, peer, drain.enter())).catch_unwind();
+        let (panics, name) = (counts.panics.clone(), Rc::clone(name));
+        // Not awaited by another future, which would keep its room twice.
+        runtime.spawn(connection.map(move |ended| {
+            if ended.is_err() {
                 panics.add(1);
                 error!("{name}: {peer}: this connection ended by a panic; the others go on");
             }
             drop(open);
-        });
+        }));
     };
     let accepting = async {
         let mut backoff = BACKOFF.0;
@@ -306,7 +309,7 @@ mod tests {
             let failing = Failing(runtime.clone(), Rc::new(Cell::new(failures)));
             let client = client(runtime, address, drain.clone(), metrics);
             let entry = Accept {
-                name: "test",
+                name: &Rc::from("test"),
                 connections_max: &Cell::new(connections_max),
                 drain: &drain,
                 counts: &counts,

@@ -74,7 +74,12 @@ impl<R: Runtime> Tcp<R> {
     }
 
     /// Serves a client connection to its end.
-    pub(crate) async fn serve(&self, stream: R::Stream, peer: SocketAddr, running: &Running) {
+    pub(crate) async fn serve(
+        self: Rc<Self>,
+        stream: R::Stream,
+        peer: SocketAddr,
+        running: Running,
+    ) {
         let plan = Rc::clone(&self.plan.borrow());
         let cut = async {
             running.cut().await;
@@ -94,7 +99,8 @@ impl<R: Runtime> Tcp<R> {
     ) -> &'p Counter {
         // Until all is said and done, an end of this task is a reset.
         let mut client = Unfinished::new(stream);
-        let Some(upstream) = self.dial(plan, peer).await else {
+        // Boxed: a tunnel does not hold the room that dialling takes.
+        let Some(upstream) = Box::pin(self.dial(plan, peer)).await else {
             return &plan.refused;
         };
         let Some(stream) = client.get() else {

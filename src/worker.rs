@@ -337,8 +337,7 @@ impl<R: Runtime> Worker<R> {
                 let http = Rc::new(Http::new(name, plan, pool, server, counts.panics.clone()));
                 let served = Rc::clone(&http);
                 self.start(name, &terms, listener, move |stream, peer, running| {
-                    let http = Rc::clone(&served);
-                    async move { http.serve(stream, peer, &running).await }
+                    Rc::clone(&served).serve(stream, peer, running)
                 });
                 Serving::Http(http)
             }
@@ -347,8 +346,7 @@ impl<R: Runtime> Worker<R> {
                 let tcp = Rc::new(Tcp::new(name, plan, Rc::clone(&self.dialer)));
                 let served = Rc::clone(&tcp);
                 self.start(name, &terms, listener, move |stream, peer, running| {
-                    let tcp = Rc::clone(&served);
-                    async move { tcp.serve(stream, peer, &running).await }
+                    Rc::clone(&served).serve(stream, peer, running)
                 });
                 Serving::Tcp(tcp)
             }
@@ -366,7 +364,7 @@ impl<R: Runtime> Worker<R> {
         (listener, is_shared): (R::Listener, bool),
         serve: impl Fn(R::Stream, SocketAddr, Running) -> F + 'static,
     ) {
-        let (runtime, name, terms) = (self.runtime.clone(), name.to_owned(), Rc::clone(terms));
+        let (runtime, name, terms) = (self.runtime.clone(), Rc::from(name), Rc::clone(terms));
         let (state, over) = (Arc::clone(&self.state), self.over.clone());
         let (life, has_cut) = (self.lives.enter(), Rc::clone(&self.has_cut));
         let counts = Counts::new(&self.recorder, &name);

@@ -19,7 +19,7 @@ use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::{Reply, is_call};
-use super::wire::{Pace, Stop, Timers, more, more_now, send_all};
+use super::wire::{Late, Pace, Stop, Timers, more, more_now, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
@@ -285,7 +285,6 @@ struct Flow {
 }
 
 /// What is asked, and on what terms.
-#[derive(Clone, Copy)]
 pub(crate) struct Question<'a> {
     pub(crate) head: &'a Head,
     pub(crate) request: &'a Request,
@@ -308,9 +307,9 @@ pub(crate) struct Side<'s, I, O, T> {
 /// sent or sent already.
 pub(crate) async fn run<R, B, A, V, U>(
     runtime: &R,
-    mut down: Side<'_, B, A, R::Timer>,
-    mut up: Side<'_, V, U, R::Timer>,
-    question: Question<'_>,
+    down: &mut Side<'_, B, A, R::Timer>,
+    up: &mut Side<'_, V, U, R::Timer>,
+    question: &Question<'_>,
     kept: &mut Kept,
     response_head: &mut Head,
 ) -> Outcome
@@ -384,13 +383,13 @@ fn untrusted(admission: &Admission, loss: &Loss, begun: bool) -> Outcome {
 async fn send<R: Runtime>(
     runtime: &R,
     (body, read_timer): (&mut impl Asking, &mut R::Timer),
-    (up, write_timer): (&mut impl Sink, &mut R::Timer),
+    (up, write_timer): (&mut impl Sink, &mut Late<R::Timer>),
     Question {
         head,
         request,
         terms,
         ..
-    }: Question<'_>,
+    }: &Question<'_>,
     kept: &mut Kept,
     flow: &Flow,
 ) -> Outcome {
@@ -569,8 +568,8 @@ async fn held<R: Runtime>(
 async fn receive<R: Runtime>(
     runtime: &R,
     (up, read_timer): (&mut impl Answering, &mut R::Timer),
-    (down, write_timer): (&mut impl Answered, &mut R::Timer),
-    asked: Question<'_>,
+    (down, write_timer): (&mut impl Answered, &mut Late<R::Timer>),
+    asked: &Question<'_>,
     head: &mut Head,
     flow: &Flow,
 ) -> Outcome {
@@ -581,7 +580,7 @@ async fn receive<R: Runtime>(
         let response = next_head(
             (up, read_timer),
             request.kind,
-            &terms,
+            terms,
             head,
             flow,
             interim > 0,
@@ -633,7 +632,7 @@ async fn receive<R: Runtime>(
         runtime,
         (up, read_timer),
         (down, write_timer),
-        &terms,
+        terms,
         &mut pace,
         flow,
     );
@@ -712,7 +711,7 @@ pub(crate) fn is_tls_alert(error: &io::Error) -> bool {
 async fn body<R: Runtime>(
     runtime: &R,
     (up, read_timer): (&mut impl Source, &mut R::Timer),
-    (down, write_timer): (&mut impl Sink, &mut R::Timer),
+    (down, write_timer): (&mut impl Sink, &mut Late<R::Timer>),
     terms: &Terms,
     pace: &mut Pace,
     flow: &Flow,

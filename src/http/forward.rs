@@ -377,14 +377,15 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 question.admission = own.admission.as_ref();
                 let mut decoder = Decoder::new(Framing::Empty);
                 let incoming = h1::Incoming::new(&up.stream, &mut up.inbuf, &mut decoder);
-                let up = Side {
+                let mut up = Side {
                     incoming: h1::Response::new(incoming),
                     outgoing: h1::Outgoing::new(&up.stream, &mut up.out, self.request.framing),
                     timers: &mut up.timers,
                 };
+                let mut down = down.side();
                 let outcome =
-                    exchange::run(runtime, down.side(), up, question, kept, response_head).await;
-                (outcome, Some(own))
+                    exchange::run(runtime, &mut down, &mut up, &question, kept, response_head);
+                (outcome.await, Some(own))
             }
             Upstream::Http2(lease) => {
                 let tls = server.scheme == Scheme::Https;
@@ -398,7 +399,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
                     }
                 };
                 let shared =
-                    self.exchange_shared(down, &lease, made, question, kept, response_head);
+                    self.exchange_shared(down, &lease, made, &question, kept, response_head);
                 (Box::pin(shared).await, None)
             }
         }
@@ -409,7 +410,7 @@ impl<'h, R: Runtime> Journey<'h, R> {
         down: &mut D,
         lease: &Lease,
         made: http::Request<()>,
-        question: Question<'_>,
+        question: &Question<'_>,
         kept: &mut Kept,
         response_head: &mut Head,
     ) -> Outcome {
@@ -421,12 +422,14 @@ impl<'h, R: Runtime> Journey<'h, R> {
                 return Outcome::NotBegun(why);
             }
         };
-        let up = Side {
+        let mut down = down.side();
+        let mut up = Side {
             incoming,
             outgoing,
             timers: &mut Timers::new(runtime),
         };
-        let outcome = exchange::run(runtime, down.side(), up, question, kept, response_head).await;
+        let outcome =
+            exchange::run(runtime, &mut down, &mut up, question, kept, response_head).await;
         if let Outcome::NotBegun(why) = outcome {
             lease.has_not_begun(why);
         }

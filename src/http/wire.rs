@@ -237,7 +237,7 @@ pub(crate) async fn more_now(
 pub(crate) async fn send_all<R: Runtime>(
     runtime: &R,
     sink: &mut impl Sink,
-    timer: &mut R::Timer,
+    timer: &mut Late<R::Timer>,
     limit: Option<Duration>,
     pace: &mut Pace,
 ) -> Result<(), Stop> {
@@ -254,6 +254,7 @@ pub(crate) async fn send_all<R: Runtime>(
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Stop::Io(error))),
                 Poll::Pending => {
+                    let timer = timer.get(runtime);
                     if waiting_since.is_none() {
                         let now = runtime.now();
                         waiting_since = Some(now);
@@ -265,7 +266,7 @@ pub(crate) async fn send_all<R: Runtime>(
         }
     })
     .await;
-    timer.set(None);
+    timer.unset();
     result
 }
 
@@ -273,14 +274,30 @@ pub(crate) async fn send_all<R: Runtime>(
 #[derive(Debug)]
 pub(crate) struct Timers<T> {
     pub(crate) read: T,
-    pub(crate) write: T,
+    pub(crate) write: Late<T>,
+}
+
+/// A timer that is made when it is first needed: most writes never wait.
+#[derive(Debug)]
+pub(crate) struct Late<T>(Option<Box<T>>);
+
+impl<T: Timer> Late<T> {
+    fn get<R: Runtime<Timer = T>>(&mut self, runtime: &R) -> &mut T {
+        self.0.get_or_insert_with(|| Box::new(runtime.timer()))
+    }
+
+    fn unset(&mut self) {
+        if let Some(timer) = &mut self.0 {
+            timer.set(None);
+        }
+    }
 }
 
 impl<T: Timer> Timers<T> {
     pub(crate) fn new<R: Runtime<Timer = T>>(runtime: &R) -> Self {
         Self {
             read: runtime.timer(),
-            write: runtime.timer(),
+            write: Late(None),
         }
     }
 }

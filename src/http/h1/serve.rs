@@ -1,8 +1,10 @@
 //! One client connection of HTTP/1: requests one after the other.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use log::{debug, info};
 
@@ -37,26 +39,21 @@ pub(crate) enum Ending {
 }
 
 /// One client connection.
-pub(crate) struct Connection<'h, R: Runtime> {
-    http: &'h Http<R>,
+pub(crate) struct Connection<R: Runtime> {
     /// Of the request that is served, or was served last.
     plan: Rc<Plan<R>>,
     client: Client,
-    down: Down<'h, R>,
-    head: Head,
-    response_head: Head,
+    conn: Conn<R::Stream, R::Timer>,
     keeping: Keeping,
     served: u64,
-    running: &'h Running,
 }
 
 /// What an exchange needs of it.
-struct Down<'h, R: Runtime> {
-    http: &'h Http<R>,
-    conn: Conn<R::Stream, R::Timer>,
-    /// Of the request that is served.
+struct Down<'c, R: Runtime> {
+    http: &'c Http<R>,
+    conn: &'c mut Conn<R::Stream, R::Timer>,
     decoder: Decoder,
-    write_timeout: Option<std::time::Duration>,
+    write_timeout: Option<Duration>,
 }
 
 impl<R: Runtime> Downstream<R> for Down<'_, R> {
@@ -75,7 +72,7 @@ impl<R: Runtime> Downstream<R> for Down<'_, R> {
             inbuf,
             out,
             timers,
-        } = &mut self.conn;
+        } = &mut *self.conn;
         Side {
             incoming: Incoming::new(stream, inbuf, &mut self.decoder),
             outgoing: Answer::new(stream, out, self.http.clock()),
@@ -89,7 +86,7 @@ impl<R: Runtime> Downstream<R> for Down<'_, R> {
             out,
             timers,
             ..
-        } = &mut self.conn;
+        } = &mut *self.conn;
         out.clear();
         reply.write(out, to_head, closes);
         let mut outgoing = Outgoing::new(stream, out, Framing::Empty);
@@ -101,153 +98,150 @@ impl<R: Runtime> Downstream<R> for Down<'_, R> {
     }
 }
 
-impl<'h, R: Runtime> Connection<'h, R> {
-    pub(crate) fn new(
-        http: &'h Http<R>,
-        plan: Rc<Plan<R>>,
-        client: Client,
-        stream: R::Stream,
-        running: &'h Running,
-    ) -> Self {
+impl<R: Runtime> Connection<R> {
+    pub(crate) fn new(http: &Http<R>, ip: IpAddr, stream: R::Stream) -> Self {
+        let plan = http.plan();
         Self {
-            http,
+            client: http.client(&plan, ip),
             keeping: Keeping::new(&plan.entry, http.runtime().now()),
-            down: Down {
-                http,
-                conn: Conn::new(http.runtime(), stream),
-                decoder: Decoder::new(Framing::Empty),
-                write_timeout: plan.entry.write_timeout,
-            },
+            conn: Conn::new(http.runtime(), stream),
             plan,
-            client,
-            head: Head::default(),
-            response_head: Head::default(),
             served: 0,
-            running,
         }
     }
 
     /// Serves it until no further request can come.
-    pub(crate) async fn run(&mut self) -> Ending {
-        let mut is_first = true;
+    pub(crate) async fn run(&mut self, http: &Http<R>, running: &Running) -> Ending {
         let mut in_a_row = 0;
         loop {
             // A busy client must leave other connections their turns.
             if self.served % REQUESTS_PER_TURN == REQUESTS_PER_TURN - 1 {
                 futures_lite::future::yield_now().await;
             }
-            let was_sent_ahead = !self.down.conn.inbuf.is_empty();
+            let was_sent_ahead = !self.conn.inbuf.is_empty();
             in_a_row = if was_sent_ahead { in_a_row + 1 } else { 0 };
-            let mut request = match self.next_request(is_first).await {
-                Ok(request) => request,
+            let (mut request, head) = match self.next_request(http, running).await {
+                Ok(asked) => asked,
                 Err(ending) => return ending,
             };
-            is_first = false;
             self.served += 1;
-            if self.is_last_request() || in_a_row >= self.plan.entry.pipelined_max {
+            let now = http.runtime().now();
+            if self.keeping.is_over(self.served, now) || in_a_row >= self.plan.entry.pipelined_max {
                 request.connection.close = true;
             }
-            self.down.conn.take_out();
-            self.down.decoder = Decoder::new(request.framing);
-            self.down.write_timeout = self.plan.entry.write_timeout;
-            let journey = Journey::new(
-                self.http,
-                &self.plan,
-                &self.client,
-                self.running,
-                &self.head,
-                &request,
-            );
             // Boxed: while a connection waits for its next request, it does not
             // hold the room that serving one takes.
-            let served = Box::pin(journey.run(&mut self.down, &mut self.response_head));
-            let end = match served.await {
-                After::Next => continue,
-                After::Last => End::Quiet,
-                After::Cut => End::Cut,
-                After::Gone => End::Gone,
-                After::Switched(upstream) => Box::pin(self.tunnel(*upstream)).await,
-            };
-            return Ending::Closed(end);
+            if let Some(end) = Box::pin(self.answer(http, running, request, head)).await {
+                return Ending::Closed(end);
+            }
         }
     }
 
-    /// The stream, and what was read ahead of it.
-    pub(crate) fn into_parts(mut self) -> (R::Stream, ReadBuf) {
-        self.down.conn.give_back_out();
-        self.head.give_back();
-        self.response_head.give_back();
-        (self.down.conn.stream.into_inner(), self.down.conn.inbuf)
+    /// Serves a request. `None`: another may follow.
+    async fn answer(
+        &mut self,
+        http: &Http<R>,
+        running: &Running,
+        request: Request,
+        mut head: Head,
+    ) -> Option<End> {
+        self.conn.take_out();
+        let mut down = Down {
+            http,
+            conn: &mut self.conn,
+            decoder: Decoder::new(request.framing),
+            write_timeout: self.plan.entry.write_timeout,
+        };
+        let mut response_head = Head::default();
+        let (plan, client) = (&self.plan, &self.client);
+        let journey = Journey::new(http, plan, client, running, &head, &request);
+        let after = journey.run(&mut down, &mut response_head).await;
+        head.give_back();
+        response_head.give_back();
+        Some(match after {
+            After::Next => return None,
+            After::Last => End::Quiet,
+            After::Cut => End::Cut,
+            After::Gone => End::Gone,
+            After::Switched(upstream) => Box::pin(self.tunnel(http, *upstream)).await,
+        })
     }
 
-    /// `keepAliveMaxRequests` and `keepAliveMaxTime`.
-    fn is_last_request(&self) -> bool {
-        self.keeping.is_over(self.served, self.http.runtime().now())
+    /// The client's address, its stream, and what was read ahead of it.
+    pub(crate) fn into_parts(mut self) -> (IpAddr, R::Stream, ReadBuf) {
+        self.conn.give_back_out();
+        (
+            self.client.ip,
+            self.conn.stream.into_inner(),
+            self.conn.inbuf,
+        )
     }
 
     /// Whatever begins now is served by what a reload may have changed.
-    fn adopt_plan(&mut self) {
-        if let Some(plan) = self.http.newer_plan(&self.plan) {
-            self.client = self.http.client(&plan, self.client.ip);
+    fn adopt_plan(&mut self, http: &Http<R>) {
+        if let Some(plan) = http.newer_plan(&self.plan) {
+            self.client = http.client(&plan, self.client.ip);
             self.plan = plan;
         }
     }
 
     /// Waits for a request head.
-    async fn next_request(&mut self, is_first: bool) -> Result<Request, Ending> {
-        self.adopt_plan();
+    async fn next_request(
+        &mut self,
+        http: &Http<R>,
+        running: &Running,
+    ) -> Result<(Request, Head), Ending> {
+        self.adopt_plan(http);
+        let is_first = self.served == 0;
         let mut scanner = Scanner::default();
         let mut empty_lines = 0;
         let mut head_deadline = None;
         let mut stopping_deadline = None;
         loop {
-            if is_first {
-                match begins_with_preface(self.down.conn.inbuf.data()) {
-                    Some(true) => return Err(Ending::Http2),
-                    // More of it is needed, to tell.
-                    None => {}
-                    Some(false) => {
-                        if let Some(request) = self.parse(&mut scanner, &mut empty_lines).await? {
-                            return Ok(request);
-                        }
-                    }
-                }
-            } else if let Some(request) = self.parse(&mut scanner, &mut empty_lines).await? {
-                return Ok(request);
+            let refused = match begins_with_preface(self.conn.inbuf.data()) {
+                Some(true) if is_first => return Err(Ending::Http2),
+                // More of it is needed, to tell.
+                None if is_first => None,
+                _ => match self.parse(&mut scanner, &mut empty_lines) {
+                    Ok(Some(asked)) => return Ok(asked),
+                    Ok(None) => None,
+                    Err(refusal) => Some(refusal),
+                },
+            };
+            if let Some(refusal) = refused {
+                let end = Box::pin(self.refuse(http, refusal)).await;
+                return Err(Ending::Closed(end));
             }
             let plan = Rc::clone(&self.plan);
             let entry = &plan.entry;
             let max = entry.head.bytes_max + READ_BYTES;
-            let is_idle = self.down.conn.inbuf.is_empty();
+            let is_idle = self.conn.inbuf.is_empty();
             // An absolute deadline for a head that has begun, so that a
             // client cannot stretch it byte by byte.
-            let deadline = if is_idle && is_first && self.running.is_stopping() {
+            let deadline = if is_idle && is_first && running.is_stopping() {
                 // It has come in late; its request may be on its way.
                 if stopping_deadline.is_none() {
-                    stopping_deadline = self.http.after(Some(FIRST_REQUEST));
-                    self.running.set_finished(true);
+                    stopping_deadline = http.after(Some(FIRST_REQUEST));
+                    running.set_finished(true);
                 }
                 stopping_deadline
             } else if is_idle && !is_first {
-                self.http.after(entry.idle_timeout)
+                http.after(entry.idle_timeout)
             } else {
                 if head_deadline.is_none() {
-                    head_deadline = self.http.after(entry.read_timeout);
+                    head_deadline = http.after(entry.read_timeout);
                 }
                 head_deadline
             };
             if is_idle {
-                self.down.conn.give_back();
-                self.head.give_back();
-                self.response_head.give_back();
+                self.conn.give_back();
             }
             let Conn {
                 stream,
                 inbuf,
                 timers,
                 ..
-            } = &mut self.down.conn;
-            let running = self.running;
+            } = &mut self.conn;
             timers.read.set(deadline);
             let filled = poll_fn(|cx| match inbuf.poll_fill(cx, stream, max) {
                 Poll::Ready(filled) => Poll::Ready(filled.map_err(Stop::Io)),
@@ -268,8 +262,8 @@ impl<'h, R: Runtime> Connection<'h, R> {
                 Ok(0) | Err(Stop::Io(_)) => End::Gone,
                 // It begins now, not when the connection fell idle.
                 Ok(_) if is_idle => {
-                    self.running.set_finished(false);
-                    self.adopt_plan();
+                    running.set_finished(false);
+                    self.adopt_plan(http);
                     continue;
                 }
                 Ok(_) => continue,
@@ -288,7 +282,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
                         status: 408,
                         why: "no whole request head in time",
                     };
-                    Box::pin(self.refuse(late)).await
+                    Box::pin(self.refuse(http, late)).await
                 }
             };
             return Err(Ending::Closed(end));
@@ -297,43 +291,43 @@ impl<'h, R: Runtime> Connection<'h, R> {
 
     /// The request whose head is in the buffer, if it is all there.
     /// `empty_lines` are those that have come before it.
-    async fn parse(
+    fn parse(
         &mut self,
         scanner: &mut Scanner,
         empty_lines: &mut usize,
-    ) -> Result<Option<Request>, Ending> {
-        let inbuf = &mut self.down.conn.inbuf;
-        let parsed = match parse::skip_empty_lines(inbuf.data(), empty_lines) {
-            Ok((skip, waits)) => {
-                // Nothing but that is not the beginning of a request.
-                inbuf.consume(skip);
-                if waits {
-                    return Ok(None);
-                }
-                parse::request(inbuf.data(), scanner, &self.plan.entry.head, &mut self.head)
-            }
-            Err(refusal) => Err(refusal),
-        };
-        match parsed {
-            Ok(Parsed::Done(request, len)) => {
+    ) -> Result<Option<(Request, Head)>, Refusal> {
+        let inbuf = &mut self.conn.inbuf;
+        let (skip, waits) = parse::skip_empty_lines(inbuf.data(), empty_lines)?;
+        // Nothing but that is not the beginning of a request.
+        inbuf.consume(skip);
+        if waits {
+            return Ok(None);
+        }
+        let mut head = Head::default();
+        match parse::request(inbuf.data(), scanner, &self.plan.entry.head, &mut head)? {
+            Parsed::Done(request, len) => {
                 inbuf.consume(len);
-                Ok(Some(request))
+                Ok(Some((request, head)))
             }
-            Ok(Parsed::Partial) => Ok(None),
-            Err(refusal) => Err(Ending::Closed(Box::pin(self.refuse(refusal)).await)),
+            Parsed::Partial => Ok(None),
         }
     }
 
     /// Where the next request begins is not known: this is the last answer.
-    async fn refuse(&mut self, Refusal { status, why }: Refusal) -> End {
-        let (name, ip) = (&self.http.name, self.client.ip);
+    async fn refuse(&mut self, http: &Http<R>, Refusal { status, why }: Refusal) -> End {
+        let (name, ip) = (&http.name, self.client.ip);
         info!("{name}: {ip}: refused with {status}: {why}");
         self.plan.unrouted.count(Ended::With(status));
-        self.down.write_timeout = self.plan.entry.write_timeout;
         let reply = Reply::request_error(status);
         // As far as anyone can tell.
-        let to_head = self.down.conn.inbuf.data().starts_with(b"HEAD ");
-        if self.down.reply(reply, to_head, true).await {
+        let to_head = self.conn.inbuf.data().starts_with(b"HEAD ");
+        let mut down = Down {
+            http,
+            conn: &mut self.conn,
+            decoder: Decoder::new(Framing::Empty),
+            write_timeout: self.plan.entry.write_timeout,
+        };
+        if down.reply(reply, to_head, true).await {
             End::Quiet
         } else {
             End::Gone
@@ -342,7 +336,7 @@ impl<'h, R: Runtime> Connection<'h, R> {
 
     /// Passes bytes both ways after a protocol switch, those first that were
     /// read ahead.
-    async fn tunnel(&mut self, upstream: Own<R>) -> End {
+    async fn tunnel(&mut self, http: &Http<R>, upstream: Own<R>) -> End {
         let mut up = upstream.conn;
         let dialed = dial::Upstream {
             channel: up.stream.into_inner(),
@@ -356,14 +350,14 @@ impl<'h, R: Runtime> Connection<'h, R> {
             usage: "upgrade",
             bytes: None,
         };
-        let down = &mut self.down.conn;
+        let down = &mut self.conn;
         let client = (down.stream.get_mut(), &mut down.inbuf);
         let upstream = (dialed, &mut up.inbuf);
-        let relayed = tunnel::run(self.http.runtime(), client, upstream, terms).await;
+        let relayed = tunnel::run(http.runtime(), client, upstream, terms).await;
         match relayed.end {
             Ok(()) => End::Gone,
             Err(why) => {
-                debug!("{}: {}: tunnel: {why}", self.http.name, self.client.ip);
+                debug!("{}: {}: tunnel: {why}", http.name, self.client.ip);
                 End::Cut
             }
         }
