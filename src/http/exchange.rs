@@ -12,19 +12,24 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::{Reply, is_call};
-use super::wire::{Late, Pace, Stop, Timers, more, more_now, send_all};
+use super::wire::{
+    Late, Pace, RELAY_BYTES, Sending, Stop, Timers, more, more_now, poll_pass, send_all,
+};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
 /// Content gathered before it is written.
-pub(crate) const GATHER_BYTES: usize = 32 << 10;
+pub(crate) const GATHER_BYTES: usize = RELAY_BYTES;
+/// Content that is written from where it was read, if there is so much of it.
+/// Less is copied behind its head: one plain send is the cheaper.
+const AS_IT_IS_BYTES_MIN: usize = 8 << 10;
 /// Writes before other connections get a turn: a fast pair of peers never makes
 /// either wait.
 const ROUNDS_PER_TURN: u32 = 4;
@@ -39,6 +44,16 @@ pub(crate) trait Source {
     /// # Errors
     /// What is wrong with its framing.
     fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str>;
+
+    /// Content that is here in one piece, for a sink to take as it is; none,
+    /// if it has framing within. What is left of it, [`pull`](Self::pull)
+    /// moves.
+    fn here(&self) -> &[u8] {
+        &[]
+    }
+
+    /// So much of what is [here](Self::here) has gone.
+    fn took(&mut self, _n: usize) {}
 
     /// Whether it has ended by its own framing.
     fn is_done(&self) -> bool;
@@ -76,12 +91,28 @@ pub(crate) trait Sink {
     /// Sends some of what it holds. 0: there is no more, and nothing is held
     /// back.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
+    /// Sends what it holds and content behind it, which it need not take over.
+    /// Returns how much of the content it has no need of any more; not 0.
+    fn poll_pass(&mut self, _cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.put(data);
+        Poll::Ready(Ok(data.len()))
+    }
 }
 
 /// A client's request, behind its head.
 pub(crate) trait Asking: Source {
     /// What becomes of the client while nothing is taken from it.
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Watched>;
+
+    /// Ready once it takes no answer any more. It may have closed its half
+    /// before.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_watch(cx) {
+            Poll::Ready(Watched::Gone) => Poll::Ready(()),
+            Poll::Ready(Watched::Ended) | Poll::Pending => Poll::Pending,
+        }
+    }
 }
 
 /// What a client that waits for its answer may do.
@@ -267,6 +298,12 @@ impl<S: Sink> Sink for Keeping<'_, S> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.sink.poll_send(cx)
     }
+
+    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(self.sink.poll_pass(cx, data))?;
+        self.kept.push(data.get(..n).unwrap_or(data));
+        Poll::Ready(Ok(n))
+    }
 }
 
 /// What the two directions tell each other.
@@ -406,20 +443,24 @@ async fn send<R: Runtime>(
     let mut rounds = 0;
     loop {
         let mut keeping = Keeping { sink: up, kept };
-        match body.pull(&mut keeping) {
-            Ok(moved) => total = total.saturating_add(moved),
-            Err(why) => return failed(400, why),
+        let as_it_is = body.here().len() >= AS_IT_IS_BYTES_MIN;
+        if !as_it_is {
+            match body.pull(&mut keeping) {
+                Ok(moved) => total = total.saturating_add(moved),
+                Err(why) => return failed(400, why),
+            }
         }
         if terms.body_max.is_some_and(|max| total > max) {
             return failed(413, "the body is larger than maxRequestBodyBytes");
         }
         let is_done = body.is_done();
         if is_done {
-            up.finish(body.trailers());
+            keeping.finish(body.trailers());
         }
-        let may_be_held = request.expects_continue && total == 0 && !flow.continued.get();
+        let may_be_held =
+            request.expects_continue && total == 0 && !as_it_is && !flow.continued.get();
         let mut has_ended = false;
-        if !is_done && !may_be_held && !up.is_full() && body.may_read_ahead() {
+        if !is_done && !may_be_held && !keeping.is_full() && body.may_read_ahead() {
             let next = more_now(body, &mut pace).await;
             match next {
                 Some(Ok(true)) => continue,
@@ -431,8 +472,23 @@ async fn send<R: Runtime>(
             }
         }
         take_turns(&mut rounds).await;
-        let sent = send_all(runtime, up, write_timer, terms.write_timeout, &mut no_pace);
-        match unless_gone(body, sent).await {
+        let mut sending = Sending::new(runtime, write_timer, terms.write_timeout, &mut no_pace);
+        let sent = poll_fn(|cx| {
+            let polled = if as_it_is {
+                sending.poll(cx, |cx| {
+                    let n = ready!(poll_pass(cx, body, &mut keeping))?;
+                    total = total.saturating_add(u64::try_from(n).unwrap_or(0));
+                    Poll::Ready(Ok(n))
+                })
+            } else {
+                sending.poll(cx, |cx| keeping.poll_send(cx))
+            };
+            match polled {
+                Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                Poll::Pending => body.poll_gone(cx).map(|()| None),
+            }
+        });
+        match sent.await {
             None => return Outcome::ClientGone,
             Some(Ok(())) => {}
             // It may have answered before it closed; the other direction sees.
@@ -451,7 +507,8 @@ async fn send<R: Runtime>(
             flow.sent_at.set(Some(runtime.now()));
             break;
         }
-        if body.has_more() {
+        // It may have ended with what has gone as it was.
+        if body.has_more() || body.is_done() {
             continue;
         }
         if may_be_held {
@@ -516,11 +573,7 @@ pub(crate) async fn unless_gone<T>(
     let mut wanted = pin!(wanted);
     poll_fn(|cx| match wanted.as_mut().poll(cx) {
         Poll::Ready(it) => Poll::Ready(Some(it)),
-        Poll::Pending => match client.poll_watch(cx) {
-            Poll::Ready(Watched::Gone) => Poll::Ready(None),
-            // It may have closed its half only.
-            Poll::Ready(Watched::Ended) | Poll::Pending => Poll::Pending,
-        },
+        Poll::Pending => client.poll_gone(cx).map(|()| None),
     })
     .await
 }
@@ -720,7 +773,8 @@ async fn body<R: Runtime>(
     let mut rounds = 0;
     loop {
         flow.pieces.set(flow.pieces.get().wrapping_add(1));
-        match up.pull(down) {
+        let as_it_is = up.here().len() >= AS_IT_IS_BYTES_MIN;
+        match if as_it_is { Ok(0) } else { up.pull(down) } {
             Ok(_) => {}
             Err(why) if flow.begun.get() => return Err(Outcome::Cut(why.to_owned())),
             Err(why) => return Err(protocol_error(why)),
@@ -738,12 +792,20 @@ async fn body<R: Runtime>(
         }
         take_turns(&mut rounds).await;
         flow.begun.set(true);
-        let sent = send_all(runtime, down, write_timer, terms.write_timeout, pace);
-        sent.await.map_err(client_write_failed)?;
+        let limit = terms.write_timeout;
+        let mut sending = Sending::new(runtime, write_timer, limit, pace);
+        let sent = if as_it_is {
+            poll_fn(|cx| sending.poll(cx, |cx| poll_pass(cx, up, down))).await
+        } else {
+            poll_fn(|cx| sending.poll(cx, |cx| down.poll_send(cx))).await
+        };
+        drop(sending);
+        sent.map_err(client_write_failed)?;
         if is_done {
             return Ok(());
         }
-        if up.has_more() {
+        // It may have ended with what has gone as it was.
+        if up.has_more() || up.is_done() {
             continue;
         }
         let limit = terms.stream_idle_timeout;

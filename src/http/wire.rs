@@ -113,6 +113,19 @@ impl ReadBuf {
         }
     }
 
+    /// Room for bulk, unless something is held.
+    pub(crate) fn take_bulk_room(&mut self) {
+        if self.is_empty() && self.bytes.len() != RELAY_BYTES {
+            self.give_back();
+            self.take_room(RELAY_BYTES);
+        }
+    }
+
+    /// Whether more can be read without moving or growing what is here.
+    pub(crate) fn has_room(&self) -> bool {
+        self.end < self.bytes.len() || self.bytes.is_empty()
+    }
+
     /// While nothing has come, a connection holds nothing for it.
     pub(crate) fn give_back(&mut self) {
         if self.is_empty() {
@@ -241,33 +254,86 @@ pub(crate) async fn send_all<R: Runtime>(
     limit: Option<Duration>,
     pace: &mut Pace,
 ) -> Result<(), Stop> {
-    let mut waiting_since = None;
-    let result = poll_fn(|cx| {
+    let mut sending = Sending::new(runtime, timer, limit, pace);
+    poll_fn(|cx| sending.poll(cx, |cx| sink.poll_send(cx))).await
+}
+
+/// Writes what a sink holds, and then content that is [here](Source::here), as
+/// far as that goes at once. 0: there is no more, and nothing is held back.
+pub(crate) fn poll_pass(
+    cx: &mut Context<'_>,
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+) -> Poll<io::Result<usize>> {
+    let here = source.here();
+    if here.is_empty() {
+        return sink.poll_send(cx);
+    }
+    let n = ready!(sink.poll_pass(cx, here))?;
+    source.took(n);
+    Poll::Ready(Ok(n))
+}
+
+/// Sending, bound by time. `limit` is the longest time without progress.
+pub(crate) struct Sending<'s, R: Runtime> {
+    runtime: &'s R,
+    timer: &'s mut Late<R::Timer>,
+    limit: Option<Duration>,
+    pace: &'s mut Pace,
+    waiting_since: Option<Instant>,
+}
+
+impl<'s, R: Runtime> Sending<'s, R> {
+    pub(crate) fn new(
+        runtime: &'s R,
+        timer: &'s mut Late<R::Timer>,
+        limit: Option<Duration>,
+        pace: &'s mut Pace,
+    ) -> Self {
+        Self {
+            runtime,
+            timer,
+            limit,
+            pace,
+            waiting_since: None,
+        }
+    }
+
+    /// Makes as many attempts as make progress, until one says that there is
+    /// nothing left.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut attempt: impl FnMut(&mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<Result<(), Stop>> {
         loop {
-            match sink.poll_send(cx) {
+            match attempt(cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(n)) => {
-                    pace.moved(n);
-                    if let Some(since) = waiting_since.take() {
-                        pace.waited += runtime.now().saturating_duration_since(since);
+                    self.pace.moved(n);
+                    if let Some(since) = self.waiting_since.take() {
+                        self.pace.waited += self.runtime.now().saturating_duration_since(since);
                     }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Stop::Io(error))),
                 Poll::Pending => {
-                    let timer = timer.get(runtime);
-                    if waiting_since.is_none() {
-                        let now = runtime.now();
-                        waiting_since = Some(now);
-                        timer.set(pace.deadline(now, limit));
+                    let timer = self.timer.get(self.runtime);
+                    if self.waiting_since.is_none() {
+                        let now = self.runtime.now();
+                        self.waiting_since = Some(now);
+                        timer.set(self.pace.deadline(now, self.limit));
                     }
                     return timer.poll(cx).map(|()| Err(Stop::Timeout));
                 }
             }
         }
-    })
-    .await;
-    timer.unset();
-    result
+    }
+}
+
+impl<R: Runtime> Drop for Sending<'_, R> {
+    fn drop(&mut self) {
+        self.timer.unset();
+    }
 }
 
 /// A deadline for each direction.

@@ -12,15 +12,15 @@
 //! socket. A wake from another thread (a stop signal, a name resolved) reaches
 //! a sleeping worker through an eventfd.
 //!
-//! A host whose `main` is not Rust's has to ignore `SIGPIPE`: `splice(2)` and
-//! `writev(2)` raise it where a client has gone.
+//! A host whose `main` is not Rust's has to ignore `SIGPIPE`: `splice(2)`
+//! raises it where a client has gone.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
@@ -34,7 +34,10 @@ use async_executor::LocalExecutor;
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, send,
+    sendmsg,
+};
 use rustix::pipe::{SpliceFlags, splice};
 use slab::Slab;
 
@@ -518,9 +521,15 @@ impl AsyncWrite for Socket {
         if let [buf] = bufs {
             return self.poll_write(cx, buf);
         }
-        let written = self
-            .source
-            .poll_writable(cx, || (&self.socket).write_vectored(bufs));
+        let written = self.source.poll_writable(cx, || {
+            let mut nothing = SendAncillaryBuffer::default();
+            Ok(sendmsg(
+                &self.socket,
+                bufs,
+                &mut nothing,
+                SendFlags::NOSIGNAL,
+            )?)
+        });
         if let Poll::Ready(Ok(n)) = written {
             self.source
                 .was_written(n, bufs.iter().map(|buf| buf.len()).sum());

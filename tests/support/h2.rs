@@ -138,16 +138,30 @@ impl<W: Read + Write> Frames<W> {
     }
 
     /// How a stream ended: with `END_STREAM` (`Ok`), or with an error code.
-    /// `None`: the connection has ended first.
+    /// `None`: the connection has ended first. Ends of others are lost: see
+    /// [`ends_of`](Self::ends_of).
     pub fn end_of(&mut self, stream: u32) -> Option<Result<(), u32>> {
-        let ended = self.find(|frame| {
-            let ends = matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
-            frame.stream == stream && (ends || frame.kind == RST_STREAM)
-        })?;
-        Some(match ended.kind {
-            RST_STREAM => Err(ended.code()),
-            _ => Ok(()),
-        })
+        let [end] = self.ends_of([stream]);
+        end
+    }
+
+    /// How streams ended, in whatever order they did.
+    pub fn ends_of<const N: usize>(&mut self, streams: [u32; N]) -> [Option<Result<(), u32>>; N] {
+        let mut ends = [None; N];
+        while ends.contains(&None) {
+            let ended = self.find(|frame| {
+                let ends = matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
+                streams.contains(&frame.stream) && (ends || frame.kind == RST_STREAM)
+            });
+            let Some(frame) = ended else { break };
+            let index = streams.iter().position(|it| *it == frame.stream).unwrap();
+            // What comes behind the end of a stream is not another.
+            if ends[index].is_none() {
+                let is_reset = frame.kind == RST_STREAM;
+                ends[index] = Some(if is_reset { Err(frame.code()) } else { Ok(()) });
+            }
+        }
+        ends
     }
 }
 

@@ -54,6 +54,27 @@ impl Decoder {
         }
     }
 
+    /// The content at the beginning of `input`, where a body is its bytes as
+    /// they come; of a chunked one, nothing.
+    #[must_use]
+    pub fn as_it_is<'i>(&self, input: &'i [u8]) -> &'i [u8] {
+        let len = match self {
+            Self::Length(left) => {
+                usize::try_from(*left).map_or(input.len(), |l| l.min(input.len()))
+            }
+            Self::Chunked(_) => 0,
+            Self::UntilClose => input.len(),
+        };
+        input.get(..len).unwrap_or_default()
+    }
+
+    /// So much of what [`as_it_is`](Self::as_it_is) gave has been taken.
+    pub fn took(&mut self, n: usize) {
+        if let Self::Length(left) = self {
+            *left = left.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
+        }
+    }
+
     /// Looks at `input`, up to the end of the first run of content in it.
     ///
     /// # Errors

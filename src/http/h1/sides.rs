@@ -2,7 +2,7 @@
 //! buffer, heads and content into its write buffer.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -19,7 +19,7 @@ use crate::http::message::request::{Method, Request};
 use crate::http::message::response;
 use crate::http::message::{Framing, Version};
 use crate::http::reply::Clock;
-use crate::http::wire::{READ_BYTES, ReadBuf};
+use crate::http::wire::{READ_BYTES, RELAY_BYTES, ReadBuf};
 
 /// Heads of responses; they may carry many cookies.
 pub(crate) const RESPONSE_HEAD: Limits = Limits {
@@ -67,6 +67,15 @@ impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
         Ok(moved)
     }
 
+    fn here(&self) -> &[u8] {
+        self.decoder.as_it_is(self.inbuf.data())
+    }
+
+    fn took(&mut self, n: usize) {
+        self.decoder.took(n);
+        self.inbuf.consume(n);
+    }
+
     fn is_done(&self) -> bool {
         self.decoder.is_done()
     }
@@ -76,12 +85,13 @@ impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
-        let n = ready!(self.inbuf.poll_fill(cx, self.stream, READ_BYTES))?;
+        self.inbuf.take_bulk_room();
+        let n = ready!(self.inbuf.poll_fill(cx, self.stream, RELAY_BYTES))?;
         Poll::Ready(Ok((n > 0).then_some(n)))
     }
 
     fn may_read_ahead(&self) -> bool {
-        true
+        self.inbuf.has_room()
     }
 
     fn ends_at_close(&self) -> bool {
@@ -97,7 +107,7 @@ impl<S: AsyncRead + Unpin> Asking for Incoming<'_, S> {
     /// What comes now is the next request: it waits, in the buffer as far as
     /// there is room.
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Watched> {
-        while self.inbuf.len() < READ_BYTES {
+        while self.inbuf.len() < READ_BYTES || self.inbuf.has_room() {
             match ready!(self.inbuf.poll_fill(cx, self.stream, READ_BYTES)) {
                 Ok(0) => return Poll::Ready(Watched::Ended),
                 Ok(_) => {}
@@ -126,6 +136,14 @@ impl<'c, S: AsyncRead + Unpin> Response<'c, S> {
 impl<S: AsyncRead + Unpin> Source for Response<'_, S> {
     fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
         self.incoming.pull(sink)
+    }
+
+    fn here(&self) -> &[u8] {
+        self.incoming.here()
+    }
+
+    fn took(&mut self, n: usize) {
+        self.incoming.took(n);
     }
 
     fn is_done(&self) -> bool {
@@ -239,6 +257,30 @@ impl<S: AsyncWrite + Unpin> Sink for Outgoing<'_, S> {
         self.sent += n;
         Poll::Ready(Ok(n))
     }
+
+    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.encoder != Encoder::Raw {
+            self.put(data);
+            return Poll::Ready(Ok(data.len()));
+        }
+        let mut stream = self.stream.borrow_mut();
+        loop {
+            let held = self.out.get(self.sent..).unwrap_or_default();
+            let both = [IoSlice::new(held), IoSlice::new(data)];
+            let bufs = both.get(usize::from(held.is_empty())..).unwrap_or(&both);
+            let n = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, bufs))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if n > held.len() {
+                let taken = n - held.len();
+                self.out.clear();
+                self.sent = 0;
+                return Poll::Ready(Ok(taken));
+            }
+            self.sent += n;
+        }
+    }
 }
 
 /// What goes to a client, heads included.
@@ -274,6 +316,10 @@ impl<S: AsyncWrite + Unpin> Sink for Answer<'_, S> {
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.outgoing.poll_send(cx)
+    }
+
+    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.outgoing.poll_pass(cx, data)
     }
 }
 

@@ -6,6 +6,8 @@ crate::on_both!(
     requests_on_one_connection_share_an_upstream_connection,
     pipelined_requests_are_answered_in_order,
     a_body_with_a_length_is_streamed_both_ways,
+    a_body_of_any_size_about_that_of_a_buffer_arrives_whole,
+    a_body_until_the_close_arrives_whole_and_ends,
     a_chunked_body_is_decoded_and_framed_anew,
     a_close_delimited_response_becomes_chunked,
     a_1_0_client_gets_a_response_without_chunks_and_a_close,
@@ -114,6 +116,83 @@ fn a_body_with_a_length_is_streamed_both_ways(on: On) {
     reader.read_exact(&mut got).unwrap();
     assert!(got == body);
     drop(sender.join().unwrap());
+}
+
+/// Bytes of which each tells where it was.
+fn content(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| at.to_le_bytes()[at % 3] ^ 0x5a)
+        .collect()
+}
+
+/// Sizes where what is copied and what is passed on as it is meet, and where
+/// buffers are full.
+fn sizes() -> impl Iterator<Item = usize> {
+    [8 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10]
+        .into_iter()
+        .flat_map(|size| [size - 100, size - 1, size, size + 1, size + 100])
+}
+
+fn a_body_of_any_size_about_that_of_a_buffer_arrives_whole(on: On) {
+    // The backend answers with the whole at once; a connection serves all, so
+    // that nothing but the length can end one.
+    let script = |wire: &mut dyn Wire| {
+        while let Some(head) = read_head(wire) {
+            let length = head.split("Content-Length: ").nth(1).unwrap();
+            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            let mut got = vec![0; length];
+            wire.read_exact(&mut got).unwrap();
+            let mut answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+            answer.extend(got);
+            wire.write_all(&answer).unwrap();
+        }
+    };
+    let world = World::new();
+    let tls = world.backend("spiffe://example.org/api", script);
+    let plain = Backend::plain(script);
+    for proxy in [world.http(on, &tls, IDS), plain_http(on, &plain, "")] {
+        let mut client = proxy.connect("web");
+        for size in sizes() {
+            let body = content(size);
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
+            client
+                .write_all(&[head.as_bytes(), &body].concat())
+                .unwrap();
+            let head = read_head(&mut client).unwrap();
+            assert_eq!(
+                head,
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")
+            );
+            let mut got = vec![0; size];
+            client.read_exact(&mut got).unwrap();
+            assert!(got == body, "of {size} bytes some are not what was sent");
+        }
+    }
+    assert_eq!((tls.accepted(), plain.accepted()), (1, 1));
+}
+
+fn a_body_until_the_close_arrives_whole_and_ends(on: On) {
+    // By the path, so many bytes, and the end.
+    let backend = Backend::plain(|wire| {
+        let head = read_head(wire).unwrap();
+        let size = head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+        answer.extend(content(size));
+        wire.write_all(&answer).unwrap();
+        wire.finish();
+    });
+    let proxy = plain_http(on, &backend, "");
+    for size in sizes() {
+        let mut client = proxy.connect("web");
+        let head = format!("GET /{size} HTTP/1.0\r\nHost: a\r\n\r\n");
+        client.write_all(head.as_bytes()).unwrap();
+        let head = read_head(&mut client).unwrap();
+        assert_eq!(head, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert!(got == content(size), "{} of {size} bytes", got.len());
+    }
 }
 
 fn a_chunked_body_is_decoded_and_framed_anew(on: On) {
