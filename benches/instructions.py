@@ -109,6 +109,7 @@ def program():
             ("a client connection with a request", "session", "http", sessions, 20),
             ("a request for which a mutual TLS connection is made", "handshake", "close", sessions, 20),
             ("a MiB of an HTTP body, out of TLS", "body", "http", megabytes, 8),
+            ("a MiB through a TCP tunnel, out of TLS", "tunnel", "tcp", megabytes, 8),
             ("a MiB between plain sockets", "plain", "plain", megabytes, 8),
         ):
             yield unit, in_the_program(processes, scene, name, entry, work, units)

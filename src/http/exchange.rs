@@ -869,3 +869,11 @@ fn upstream_failed(error: &'static str, why: &str) -> Outcome {
         why: why.to_owned(),
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "test code: a panic is how it fails"
+)]
+mod tests;

@@ -284,9 +284,10 @@ impl<R: Runtime> Pool<R> {
                 let mut idle = slot.idle.borrow_mut();
                 // One that was put back in an earlier turn, if there is one:
                 // what its upstream has sent too much, the reactor has seen.
-                let taken = match idle.iter().rposition(|(_, since)| *since < now) {
-                    Some(rested) => idle.remove(rested),
-                    None => idle.pop()?,
+                // They are in the order in which they were put back.
+                let taken = match idle.partition_point(|(_, since)| *since < now) {
+                    0 => idle.pop()?,
+                    rested => idle.remove(rested - 1),
                 };
                 slot.idle_now.set(idle.len());
                 taken

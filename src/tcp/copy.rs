@@ -391,3 +391,7 @@ pub(crate) fn reset<S: Stream>(stream: S) {
     }
     drop(stream);
 }
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
+mod tests;

@@ -86,3 +86,24 @@ impl Drop for Pipe {
         let _counted = LIVE.try_with(|live| live.set(live.get().saturating_sub(1)));
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "test code: a panic is how it fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_has_so_many_pipes_and_no_more() {
+        let mut held: Vec<_> = (0..PIPES_MAX).map(|_| Pipe::take().unwrap()).collect();
+        assert!(Pipe::take().is_none());
+        // One that is in use ends with what is in it.
+        let mut full = held.pop().unwrap();
+        full.held = 1;
+        full.give_back();
+        assert_eq!(LIVE.get(), PIPES_MAX - 1);
+        held.push(Pipe::take().unwrap());
+        // Some are kept, the others closed.
+        held.into_iter().for_each(Pipe::give_back);
+        assert_eq!(LIVE.get(), SPARE_MAX);
+    }
+}
