@@ -213,10 +213,14 @@ HAPROXY_CONF = """
 global
   nbthread @workers@
   maxconn 7400
+  # Or it closes idle connections to backends above a quarter of its descriptors,
+  # and at 4096 clients makes a TLS connection for most requests.
+  tune.pool-low-fd-ratio 90
+  tune.pool-high-fd-ratio 95
 defaults
   timeout client 60s
   timeout server 60s
-  timeout connect 5s
+  timeout connect 30s
   timeout http-request 60s
   timeout http-keep-alive 180s
   mode http
@@ -241,7 +245,7 @@ frontend calls
   bind 127.0.0.1:@grpc_port@ proto h2
   default_backend calls
 backend kept
-  server s 127.0.0.1:@kept_backend@ ssl verify required ca-file @dir@/ca.pem crt @dir@/proxy.both.pem ssl-min-ver TLSv1.3 no-ssl-reuse pool-max-conn 4096
+  server s 127.0.0.1:@kept_backend@ ssl verify required ca-file @dir@/ca.pem crt @dir@/proxy.both.pem ssl-min-ver TLSv1.3 no-ssl-reuse pool-max-conn 4096 pool-purge-delay 180s
 backend closing
   server s 127.0.0.1:@closing_backend@ ssl verify required ca-file @dir@/ca.pem crt @dir@/proxy.both.pem ssl-min-ver TLSv1.3 no-ssl-reuse
 backend calls

@@ -129,22 +129,27 @@ impl<R: Runtime> Connection<R> {
             if self.keeping.is_over(self.served, now) || in_a_row >= self.plan.entry.pipelined_max {
                 request.connection.close = true;
             }
-            // Boxed: while a connection waits for its next request, it does not
-            // hold the room that serving one takes.
-            if let Some(end) = Box::pin(self.answer(http, running, request, head)).await {
-                return Ending::Closed(end);
-            }
+            // Boxed: while a connection waits for its next request, or is a
+            // tunnel, it does not hold the room that serving one takes.
+            let end = match Box::pin(self.answer(http, running, request, head)).await {
+                After::Next => continue,
+                After::Last => End::Quiet,
+                After::Cut => End::Cut,
+                After::Gone => End::Gone,
+                After::Switched(upstream) => Box::pin(self.tunnel(http, *upstream)).await,
+            };
+            return Ending::Closed(end);
         }
     }
 
-    /// Serves a request. `None`: another may follow.
+    /// Serves a request.
     async fn answer(
         &mut self,
         http: &Http<R>,
         running: &Running,
         request: Request,
         mut head: Head,
-    ) -> Option<End> {
+    ) -> After<R> {
         self.conn.take_out();
         let mut down = Down {
             http,
@@ -158,13 +163,7 @@ impl<R: Runtime> Connection<R> {
         let after = journey.run(&mut down, &mut response_head).await;
         head.give_back();
         response_head.give_back();
-        Some(match after {
-            After::Next => return None,
-            After::Last => End::Quiet,
-            After::Cut => End::Cut,
-            After::Gone => End::Gone,
-            After::Switched(upstream) => Box::pin(self.tunnel(http, *upstream)).await,
-        })
+        after
     }
 
     /// The client's address, its stream, and what was read ahead of it.
