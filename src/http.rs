@@ -111,7 +111,8 @@ impl<R: Runtime> Http<R> {
         running: Running,
     ) -> impl Future<Output = ()> {
         // Made before the future begins, and not moved within it: a future
-        // keeps the room of what was moved from one part of it to another.
+        // keeps the room of what was moved from one part of it to another. A
+        // panic here would end the accept loop: nothing in it may.
         let mut connection = Connection::new(&self, peer.ip().to_canonical(), stream);
         async move {
             let ending = {

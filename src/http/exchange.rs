@@ -92,11 +92,16 @@ pub(crate) trait Sink {
     /// back.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
-    /// Sends what it holds and content behind it, which it need not take over.
-    /// Returns how much of the content it has no need of any more; not 0.
-    fn poll_pass(&mut self, _cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.put(data);
-        Poll::Ready(Ok(data.len()))
+    /// Whether content can leave by [`poll_pass`](Self::poll_pass).
+    fn passes(&self) -> bool {
+        false
+    }
+
+    /// Sends what it holds and content behind it, which it does not take over.
+    /// Returns how much of the content has gone; not 0.
+    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let _ = (cx, data);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
 
@@ -299,6 +304,10 @@ impl<S: Sink> Sink for Keeping<'_, S> {
         self.sink.poll_send(cx)
     }
 
+    fn passes(&self) -> bool {
+        self.sink.passes()
+    }
+
     fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(self.sink.poll_pass(cx, data))?;
         self.kept.push(data.get(..n).unwrap_or(data));
@@ -443,7 +452,7 @@ async fn send<R: Runtime>(
     let mut rounds = 0;
     loop {
         let mut keeping = Keeping { sink: up, kept };
-        let as_it_is = body.here().len() >= AS_IT_IS_BYTES_MIN;
+        let as_it_is = keeping.passes() && body.here().len() >= AS_IT_IS_BYTES_MIN;
         if !as_it_is {
             match body.pull(&mut keeping) {
                 Ok(moved) => total = total.saturating_add(moved),
@@ -476,8 +485,11 @@ async fn send<R: Runtime>(
         let sent = poll_fn(|cx| {
             let polled = if as_it_is {
                 sending.poll(cx, |cx| {
+                    let before = body.here().len();
                     let n = ready!(poll_pass(cx, body, &mut keeping))?;
-                    total = total.saturating_add(u64::try_from(n).unwrap_or(0));
+                    // What was held had been counted before.
+                    let gone = before - body.here().len().min(before);
+                    total = total.saturating_add(u64::try_from(gone).unwrap_or(0));
                     Poll::Ready(Ok(n))
                 })
             } else {
@@ -773,7 +785,7 @@ async fn body<R: Runtime>(
     let mut rounds = 0;
     loop {
         flow.pieces.set(flow.pieces.get().wrapping_add(1));
-        let as_it_is = up.here().len() >= AS_IT_IS_BYTES_MIN;
+        let as_it_is = down.passes() && up.here().len() >= AS_IT_IS_BYTES_MIN;
         match if as_it_is { Ok(0) } else { up.pull(down) } {
             Ok(_) => {}
             Err(why) if flow.begun.get() => return Err(Outcome::Cut(why.to_owned())),

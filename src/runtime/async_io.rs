@@ -1,4 +1,7 @@
 //! A [`Runtime`] on async-io and any executor of one thread.
+//!
+//! A host whose `main` is not Rust's has to ignore `SIGPIPE`: `writev(2)` raises
+//! it where a client has gone.
 
 use std::fmt;
 use std::future::Future;

@@ -68,6 +68,15 @@ impl Decoder {
         input.get(..len).unwrap_or_default()
     }
 
+    /// Whether `input` is known to have all that is still to come.
+    #[must_use]
+    pub fn ends_within(&self, input: &[u8]) -> bool {
+        match self {
+            Self::Length(left) => u64::try_from(input.len()).is_ok_and(|here| here >= *left),
+            Self::Chunked(_) | Self::UntilClose => false,
+        }
+    }
+
     /// So much of what [`as_it_is`](Self::as_it_is) gave has been taken.
     pub fn took(&mut self, n: usize) {
         if let Self::Length(left) = self {

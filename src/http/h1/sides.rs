@@ -91,7 +91,7 @@ impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
     }
 
     fn may_read_ahead(&self) -> bool {
-        self.inbuf.has_room()
+        self.inbuf.has_room() && !self.decoder.ends_within(self.inbuf.data())
     }
 
     fn ends_at_close(&self) -> bool {
@@ -258,11 +258,11 @@ impl<S: AsyncWrite + Unpin> Sink for Outgoing<'_, S> {
         Poll::Ready(Ok(n))
     }
 
+    fn passes(&self) -> bool {
+        self.encoder == Encoder::Raw
+    }
+
     fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.encoder != Encoder::Raw {
-            self.put(data);
-            return Poll::Ready(Ok(data.len()));
-        }
         let mut stream = self.stream.borrow_mut();
         loop {
             let held = self.out.get(self.sent..).unwrap_or_default();
@@ -316,6 +316,10 @@ impl<S: AsyncWrite + Unpin> Sink for Answer<'_, S> {
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.outgoing.poll_send(cx)
+    }
+
+    fn passes(&self) -> bool {
+        self.outgoing.passes()
     }
 
     fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {

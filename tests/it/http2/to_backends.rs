@@ -8,6 +8,8 @@ crate::on_both!(
     without_the_offer_or_the_choice_it_is_http_1_1,
     h2c_is_spoken_by_prior_knowledge,
     a_body_flows_both_ways,
+    a_body_just_below_the_limit_is_taken,
+    an_upload_that_the_backend_does_not_take_stops_and_is_504,
     trailers_and_interim_responses_come_through,
     what_was_refused_or_not_begun_is_sent_again_with_its_content,
     a_stream_that_is_reset_hurts_no_other,
@@ -206,6 +208,46 @@ fn trailers_and_interim_responses_come_through(on: On) {
             .talk("web", &request)
             .ends_with("2\r\nup\r\n0\r\n\r\n")
     );
+}
+
+fn a_body_just_below_the_limit_is_taken(on: On) {
+    let backend = echo();
+    let limit = "[entryPoints.web.http]\nmaxRequestBodyBytes = 100000";
+    let proxy = h2c(on, backend.address, limit);
+    for size in [8_191, 8_192, 40_000, 60_000, 80_000, 100_000] {
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+        );
+        let answer = proxy.talk("web", &(head + &"x".repeat(size)));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{size}: {answer:.100}");
+        assert_eq!(answer.matches('x').count(), size);
+    }
+}
+
+fn an_upload_that_the_backend_does_not_take_stops_and_is_504(on: On) {
+    // It gives no more than the window that every stream begins with.
+    let backend = Backend::plain(|wire| {
+        Frames::server(wire).find(|_| false);
+    });
+    let limit = "[entryPoints.web.transport.respondingTimeouts]\nwriteTimeout = \"300ms\"";
+    let proxy = h2c(on, backend.address, limit);
+    let mut client = proxy.connect("web");
+    let mut writer = client.try_clone().unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n";
+    writer.write_all(head.as_bytes()).unwrap();
+    // In pieces, and slowly: each was taken for progress once.
+    let sender = std::thread::spawn(move || {
+        let mut pieces = 0;
+        while pieces < 3000 && writer.write_all(&[b'x'; 16 << 10]).is_ok() {
+            pieces += 1;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        pieces
+    });
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
+    drop(client);
+    assert!(sender.join().unwrap() < 3000);
 }
 
 /// RFC 9113, sections 6.8 and 8.7.
