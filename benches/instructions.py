@@ -28,7 +28,7 @@ if __name__ == "__main__":
     install.from_distribution({"valgrind": "valgrind"})
 
 import peers  # noqa: E402
-from world import Processes, eventually  # noqa: E402
+from world import Processes, eventually, listens  # noqa: E402
 
 MICRO = ROOT / "target/release/examples/micro"
 CALLGRIND = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
@@ -67,7 +67,7 @@ def in_the_program(processes, scene, name, entry, work, units):
         processes.start = start
     port = peer.ports[entry]
     # One entry point after the other listens, slowly.
-    eventually(f"the entry point {entry}", lambda: takes_connections(port))
+    eventually(f"the entry point {entry}", lambda: listens(port))
     work(port)
     for switch in "on", "off":
         subprocess.run(["callgrind_control", "-i", switch, str(process.pid)], check=True, stdout=subprocess.DEVNULL)
@@ -76,11 +76,6 @@ def in_the_program(processes, scene, name, entry, work, units):
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     return collected(log.read_text()) / units
-
-
-def takes_connections(port):
-    with socket.socket() as stream:
-        return stream.connect_ex(("127.0.0.1", port)) == 0
 
 
 def one_answer(stream):

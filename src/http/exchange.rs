@@ -19,14 +19,10 @@ use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::{Reply, is_call};
-use super::wire::{
-    Late, Pace, RELAY_BYTES, Sending, Stop, Timers, more, more_now, poll_pass, send_all,
-};
+use super::wire::{Late, Pace, Sending, Stop, Timers, more, more_now, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
-/// Content gathered before it is written.
-pub(crate) const GATHER_BYTES: usize = RELAY_BYTES;
 /// Content that is written from where it was read, if there is so much of it.
 /// Less is copied behind its head: one plain send is the cheaper.
 const AS_IT_IS_BYTES_MIN: usize = 8 << 10;
@@ -38,12 +34,11 @@ const INTERIM_MAX: usize = 32;
 
 /// Where the content of a message comes from.
 pub(crate) trait Source {
-    /// Moves content that is here into `sink`, until that is full. Returns how
-    /// much.
+    /// Moves content that is here into `sink`, until that is full.
     ///
     /// # Errors
     /// What is wrong with its framing.
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str>;
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str>;
 
     /// Content that is here in one piece, for a sink to take as it is; none,
     /// if it has framing within. What is left of it, [`pull`](Self::pull)
@@ -248,6 +243,8 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Kept {
     bytes: Vec<u8>,
+    /// How much was sent in all, held here or not.
+    total: u64,
     max: usize,
     is_whole: bool,
 }
@@ -257,6 +254,7 @@ impl Kept {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             bytes: Vec::new(),
+            total: 0,
             max,
             is_whole: true,
         }
@@ -268,6 +266,8 @@ impl Kept {
     }
 
     fn push(&mut self, data: &[u8]) {
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        self.total = self.total.saturating_add(length);
         if !self.is_whole {
             return;
         }
@@ -445,20 +445,17 @@ async fn send<R: Runtime>(
     };
     // What an earlier try has taken from the client.
     up.put(&kept.bytes);
-    let mut total = u64::try_from(kept.bytes.len()).unwrap_or(0);
     // A call that streams may be silent for as long as it likes.
     let mut pace = Pace::new(if is_call(head) { 0 } else { terms.rate_min });
     let mut no_pace = Pace::new(0);
     let mut rounds = 0;
     loop {
         let mut keeping = Keeping { sink: up, kept };
-        let as_it_is = keeping.passes() && body.here().len() >= AS_IT_IS_BYTES_MIN;
-        if !as_it_is {
-            match body.pull(&mut keeping) {
-                Ok(moved) => total = total.saturating_add(moved),
-                Err(why) => return failed(400, why),
-            }
+        let as_it_is = goes_as_it_is(body, &keeping);
+        if !as_it_is && let Err(why) = body.pull(&mut keeping) {
+            return failed(400, why);
         }
+        let total = keeping.kept.total;
         if terms.body_max.is_some_and(|max| total > max) {
             return failed(413, "the body is larger than maxRequestBodyBytes");
         }
@@ -482,24 +479,13 @@ async fn send<R: Runtime>(
         }
         take_turns(&mut rounds).await;
         let mut sending = Sending::new(runtime, write_timer, terms.write_timeout, &mut no_pace);
-        let sent = poll_fn(|cx| {
-            let polled = if as_it_is {
-                sending.poll(cx, |cx| {
-                    let before = body.here().len();
-                    let n = ready!(poll_pass(cx, body, &mut keeping))?;
-                    // What was held had been counted before.
-                    let gone = before - body.here().len().min(before);
-                    total = total.saturating_add(u64::try_from(gone).unwrap_or(0));
-                    Poll::Ready(Ok(n))
-                })
-            } else {
-                sending.poll(cx, |cx| keeping.poll_send(cx))
-            };
-            match polled {
-                Poll::Ready(sent) => Poll::Ready(Some(sent)),
-                Poll::Pending => body.poll_gone(cx).map(|()| None),
-            }
-        });
+        let sent =
+            poll_fn(
+                |cx| match sending.poll(cx, |cx| poll_out(cx, as_it_is, body, &mut keeping)) {
+                    Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                    Poll::Pending => body.poll_gone(cx).map(|()| None),
+                },
+            );
         match sent.await {
             None => return Outcome::ClientGone,
             Some(Ok(())) => {}
@@ -785,11 +771,13 @@ async fn body<R: Runtime>(
     let mut rounds = 0;
     loop {
         flow.pieces.set(flow.pieces.get().wrapping_add(1));
-        let as_it_is = down.passes() && up.here().len() >= AS_IT_IS_BYTES_MIN;
-        match if as_it_is { Ok(0) } else { up.pull(down) } {
-            Ok(_) => {}
-            Err(why) if flow.begun.get() => return Err(Outcome::Cut(why.to_owned())),
-            Err(why) => return Err(protocol_error(why)),
+        let as_it_is = goes_as_it_is(up, down);
+        if !as_it_is && let Err(why) = up.pull(down) {
+            return Err(if flow.begun.get() {
+                Outcome::Cut(why.to_owned())
+            } else {
+                protocol_error(why)
+            });
         }
         let is_done = up.is_done();
         if is_done {
@@ -806,11 +794,7 @@ async fn body<R: Runtime>(
         flow.begun.set(true);
         let limit = terms.write_timeout;
         let mut sending = Sending::new(runtime, write_timer, limit, pace);
-        let sent = if as_it_is {
-            poll_fn(|cx| sending.poll(cx, |cx| poll_pass(cx, up, down))).await
-        } else {
-            poll_fn(|cx| sending.poll(cx, |cx| down.poll_send(cx))).await
-        };
+        let sent = poll_fn(|cx| sending.poll(cx, |cx| poll_out(cx, as_it_is, up, down))).await;
         drop(sending);
         sent.map_err(client_write_failed)?;
         if is_done {
@@ -840,6 +824,28 @@ async fn body<R: Runtime>(
         };
         return Err(Outcome::Cut(cut));
     }
+}
+
+/// Whether content is to be written from where it was read.
+fn goes_as_it_is(source: &impl Source, sink: &impl Sink) -> bool {
+    sink.passes() && source.here().len() >= AS_IT_IS_BYTES_MIN
+}
+
+/// Writes what a sink holds and, if it goes so, the content behind it, as far
+/// as that goes at once. 0: there is no more, and nothing is held back.
+fn poll_out(
+    cx: &mut Context<'_>,
+    as_it_is: bool,
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+) -> Poll<io::Result<usize>> {
+    let here = source.here();
+    if !as_it_is || here.is_empty() {
+        return sink.poll_send(cx);
+    }
+    let n = ready!(sink.poll_pass(cx, here))?;
+    source.took(n);
+    Poll::Ready(Ok(n))
 }
 
 /// Lets other connections run, now and then.

@@ -25,8 +25,9 @@ const SPARE_OUT_BYTES_MAX: usize = 4 << 10;
 /// How long a client may take before its pace counts.
 const PACE_GRACE: Duration = Duration::from_secs(10);
 
-/// What a relay of bytes gathers: a write of it wakes the other side once.
-pub(crate) const RELAY_BYTES: usize = 32 << 10;
+/// What is gathered before it is written: a write of it wakes the other side
+/// once.
+pub(crate) const GATHER_BYTES: usize = 32 << 10;
 
 /// Buffers of a worker that no connection holds, of each kind: most
 /// connections wait, and those that do not take turns.
@@ -40,7 +41,7 @@ thread_local! {
 
 /// Which of the two sizes a buffer has.
 fn size_class(bytes: usize) -> Option<usize> {
-    [READ_BYTES, RELAY_BYTES]
+    [READ_BYTES, GATHER_BYTES]
         .iter()
         .position(|size| *size == bytes)
 }
@@ -107,7 +108,7 @@ impl ReadBuf {
     }
 
     /// Room for so many bytes at first, if it has none.
-    pub(crate) fn take_room(&mut self, bytes: usize) {
+    fn take_room(&mut self, bytes: usize) {
         if self.bytes.is_empty() {
             self.bytes = spare(bytes);
         }
@@ -115,9 +116,9 @@ impl ReadBuf {
 
     /// Room for bulk, unless something is held.
     pub(crate) fn take_bulk_room(&mut self) {
-        if self.is_empty() && self.bytes.len() != RELAY_BYTES {
+        if self.is_empty() && self.bytes.len() != GATHER_BYTES {
             self.give_back();
-            self.take_room(RELAY_BYTES);
+            self.take_room(GATHER_BYTES);
         }
     }
 
@@ -256,22 +257,6 @@ pub(crate) async fn send_all<R: Runtime>(
 ) -> Result<(), Stop> {
     let mut sending = Sending::new(runtime, timer, limit, pace);
     poll_fn(|cx| sending.poll(cx, |cx| sink.poll_send(cx))).await
-}
-
-/// Writes what a sink holds, and then content that is [here](Source::here), as
-/// far as that goes at once. 0: there is no more, and nothing is held back.
-pub(crate) fn poll_pass(
-    cx: &mut Context<'_>,
-    source: &mut impl Source,
-    sink: &mut impl Sink,
-) -> Poll<io::Result<usize>> {
-    let here = source.here();
-    if here.is_empty() {
-        return sink.poll_send(cx);
-    }
-    let n = ready!(sink.poll_pass(cx, here))?;
-    source.took(n);
-    Poll::Ready(Ok(n))
 }
 
 /// Sending, bound by time. `limit` is the longest time without progress.

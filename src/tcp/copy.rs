@@ -18,7 +18,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::splice::{BULK_BYTES, PIPE_BYTES, Pipe};
 use crate::dial::Loss;
-use crate::http::wire::{RELAY_BYTES, ReadBuf};
+use crate::http::wire::{GATHER_BYTES, ReadBuf};
 use crate::metrics::Counter;
 use crate::runtime::{Runtime, Splice, Stream, Timer, Way};
 
@@ -207,9 +207,9 @@ impl<'b> Direction<'b> {
     where
         A: AsyncRead + Unpin,
     {
-        self.buf.take_room(RELAY_BYTES);
-        while self.buf.len() < RELAY_BYTES {
-            match self.buf.poll_fill(cx, source, RELAY_BYTES) {
+        self.buf.take_bulk_room();
+        while self.buf.len() < GATHER_BYTES {
+            match self.buf.poll_fill(cx, source, GATHER_BYTES) {
                 Poll::Ready(Ok(0)) => {
                     self.state = State::Ending;
                     break;
@@ -344,7 +344,7 @@ impl<'b> Direction<'b> {
                         ready!(self.fill_pipe(cx, source));
                     } else {
                         ready!(self.gather(cx, source));
-                        self.is_bulk = self.splices && self.buf.len() >= RELAY_BYTES;
+                        self.is_bulk = self.splices && self.buf.len() >= GATHER_BYTES;
                     }
                     self.moves += 1;
                 }

@@ -192,11 +192,15 @@ pub fn ask(client: &mut TcpStream) -> (String, String) {
 /// The head and the body of an answer with a `Content-Length`.
 pub fn answer(client: &mut TcpStream) -> (String, String) {
     let head = read_head(client).unwrap();
-    let length = head.split("Content-Length: ").nth(1).unwrap();
-    let length = length.split("\r\n").next().unwrap().parse().unwrap();
-    let mut body = vec![0; length];
+    let mut body = vec![0; length_of(&head)];
     client.read_exact(&mut body).unwrap();
     (head, String::from_utf8(body).unwrap())
+}
+
+/// The `Content-Length` of a head.
+pub fn length_of(head: &str) -> usize {
+    let length = head.split("Content-Length: ").nth(1).unwrap();
+    length.split("\r\n").next().unwrap().parse().unwrap()
 }
 
 /// What goes into a tunnel comes back.

@@ -8,17 +8,16 @@ use crate::http::h1::parse::{self, Parsed, Scanner};
 use crate::http::message::head::Limits;
 use crate::runtime::{epoll, within};
 
-/// Has sent a few bytes, and then what is told once.
-struct Client {
+/// Has sent a few bytes, and then what is told once, and then nothing.
+struct Scripted {
     here: &'static [u8],
     told: Option<io::Result<Option<usize>>>,
 }
 
-impl Source for Client {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
-        let n = self.here.len();
+impl Source for Scripted {
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
         sink.put(std::mem::take(&mut self.here));
-        Ok(u64::try_from(n).unwrap())
+        Ok(())
     }
 
     fn is_done(&self) -> bool {
@@ -42,7 +41,7 @@ impl Source for Client {
     }
 }
 
-impl Asking for Client {
+impl Asking for Scripted {
     fn poll_watch(&mut self, _: &mut Context<'_>) -> Poll<Watched> {
         Poll::Pending
     }
@@ -79,35 +78,7 @@ impl Answered for Taken {
 }
 
 /// An upstream that says nothing.
-struct Silent;
-
-impl Source for Silent {
-    fn pull(&mut self, _: &mut impl Sink) -> Result<u64, &'static str> {
-        Ok(0)
-    }
-
-    fn is_done(&self) -> bool {
-        false
-    }
-
-    fn has_more(&self) -> bool {
-        false
-    }
-
-    fn poll_more(&mut self, _: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
-        Poll::Pending
-    }
-
-    fn may_read_ahead(&self) -> bool {
-        true
-    }
-
-    fn trailers(&self) -> Option<&Head> {
-        None
-    }
-}
-
-impl Answering for Silent {
+impl Answering for Scripted {
     fn poll_head(
         &mut self,
         _: &mut Context<'_>,
@@ -151,7 +122,7 @@ fn upload(told: io::Result<Option<usize>>) -> (Option<Outcome>, Vec<u8>) {
             admission: None,
         };
         let mut down = Side {
-            incoming: Client {
+            incoming: Scripted {
                 here: b"a few bytes",
                 told: Some(told),
             },
@@ -159,7 +130,10 @@ fn upload(told: io::Result<Option<usize>>) -> (Option<Outcome>, Vec<u8>) {
             timers: &mut Timers::new(&runtime),
         };
         let mut up = Side {
-            incoming: Silent,
+            incoming: Scripted {
+                here: b"",
+                told: None,
+            },
             outgoing: upstream,
             timers: &mut Timers::new(&runtime),
         };

@@ -90,21 +90,16 @@ impl Decoder {
     /// What is wrong with the chunked coding.
     pub fn advance(&mut self, input: &[u8]) -> Result<Progress, &'static str> {
         match self {
-            Self::Length(left) => {
-                let data = usize::try_from(*left).map_or(input.len(), |l| l.min(input.len()));
-                *left -= u64::try_from(data).unwrap_or(*left);
+            Self::Chunked(decoder) => decoder.advance(input),
+            Self::Length(_) | Self::UntilClose => {
+                let data = self.as_it_is(input).len();
+                self.took(data);
                 Ok(Progress {
                     framing: 0,
                     data,
-                    done: *left == 0,
+                    done: self.is_done(),
                 })
             }
-            Self::Chunked(decoder) => decoder.advance(input),
-            Self::UntilClose => Ok(Progress {
-                framing: 0,
-                data: input.len(),
-                done: false,
-            }),
         }
     }
 }

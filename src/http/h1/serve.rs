@@ -56,6 +56,23 @@ struct Down<'c, R: Runtime> {
     write_timeout: Option<Duration>,
 }
 
+impl<'c, R: Runtime> Down<'c, R> {
+    /// `framing` is of the request's body.
+    fn new(
+        http: &'c Http<R>,
+        conn: &'c mut Conn<R::Stream, R::Timer>,
+        plan: &Plan<R>,
+        framing: Framing,
+    ) -> Self {
+        Self {
+            http,
+            conn,
+            decoder: Decoder::new(framing),
+            write_timeout: plan.entry.write_timeout,
+        }
+    }
+}
+
 impl<R: Runtime> Downstream<R> for Down<'_, R> {
     type Body<'a>
         = Incoming<'a, R::Stream>
@@ -151,12 +168,7 @@ impl<R: Runtime> Connection<R> {
         mut head: Head,
     ) -> After<R> {
         self.conn.take_out();
-        let mut down = Down {
-            http,
-            conn: &mut self.conn,
-            decoder: Decoder::new(request.framing),
-            write_timeout: self.plan.entry.write_timeout,
-        };
+        let mut down = Down::new(http, &mut self.conn, &self.plan, request.framing);
         let mut response_head = Head::default();
         let (plan, client) = (&self.plan, &self.client);
         let journey = Journey::new(http, plan, client, running, &head, &request);
@@ -320,12 +332,7 @@ impl<R: Runtime> Connection<R> {
         let reply = Reply::request_error(status);
         // As far as anyone can tell.
         let to_head = self.conn.inbuf.data().starts_with(b"HEAD ");
-        let mut down = Down {
-            http,
-            conn: &mut self.conn,
-            decoder: Decoder::new(Framing::Empty),
-            write_timeout: self.plan.entry.write_timeout,
-        };
+        let mut down = Down::new(http, &mut self.conn, &self.plan, Framing::Empty);
         if down.reply(reply, to_head, true).await {
             End::Quiet
         } else {

@@ -10,16 +10,14 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::body::{Decoder, Encoder};
 use super::parse::{self, Scanner};
-use crate::http::exchange::{
-    Answered, Answering, Asking, GATHER_BYTES, NoHead, Sink, Source, Watched,
-};
+use crate::http::exchange::{Answered, Answering, Asking, NoHead, Sink, Source, Watched};
 use crate::http::fields::{Leaving, write_response};
 use crate::http::message::head::{Head, Limits};
 use crate::http::message::request::{Method, Request};
 use crate::http::message::response;
 use crate::http::message::{Framing, Version};
 use crate::http::reply::Clock;
-use crate::http::wire::{READ_BYTES, RELAY_BYTES, ReadBuf};
+use crate::http::wire::{GATHER_BYTES, READ_BYTES, ReadBuf};
 
 /// Heads of responses; they may carry many cookies.
 pub(crate) const RESPONSE_HEAD: Limits = Limits {
@@ -51,20 +49,18 @@ impl<'c, S: AsyncRead + Unpin> Incoming<'c, S> {
 }
 
 impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
-        let mut moved = 0;
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
         while !self.decoder.is_done() && !sink.is_full() {
             let progress = self.decoder.advance(self.inbuf.data())?;
             self.inbuf.consume(progress.framing);
             let data = self.inbuf.data().get(..progress.data).unwrap_or_default();
             sink.put(data);
             self.inbuf.consume(progress.data);
-            moved += u64::try_from(progress.data).unwrap_or(0);
             if progress.framing == 0 && progress.data == 0 {
                 break;
             }
         }
-        Ok(moved)
+        Ok(())
     }
 
     fn here(&self) -> &[u8] {
@@ -86,7 +82,7 @@ impl<S: AsyncRead + Unpin> Source for Incoming<'_, S> {
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         self.inbuf.take_bulk_room();
-        let n = ready!(self.inbuf.poll_fill(cx, self.stream, RELAY_BYTES))?;
+        let n = ready!(self.inbuf.poll_fill(cx, self.stream, GATHER_BYTES))?;
         Poll::Ready(Ok((n > 0).then_some(n)))
     }
 
@@ -134,7 +130,7 @@ impl<'c, S: AsyncRead + Unpin> Response<'c, S> {
 }
 
 impl<S: AsyncRead + Unpin> Source for Response<'_, S> {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
         self.incoming.pull(sink)
     }
 

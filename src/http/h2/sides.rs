@@ -14,15 +14,14 @@ use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::convert;
-use crate::http::exchange::{
-    Answered, Answering, Asking, GATHER_BYTES, NoHead, NotBegun, Sink, Source, Watched,
-};
+use crate::http::exchange::{Answered, Answering, Asking, NoHead, NotBegun, Sink, Source, Watched};
 use crate::http::h1::sides::RESPONSE_HEAD;
 use crate::http::message::Framing;
 use crate::http::message::head::Head;
 use crate::http::message::request::{Method, Request};
 use crate::http::message::response::Response;
 use crate::http::reply::Clock;
+use crate::http::wire::GATHER_BYTES;
 
 /// The content of a message.
 #[derive(Debug)]
@@ -60,7 +59,7 @@ impl Body {
 }
 
 impl Source for Body {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
         if let Some(why) = self.fault {
             return Err(why);
         }
@@ -79,7 +78,7 @@ impl Source for Body {
             self.chunk = Bytes::new();
             self.owed += n;
         }
-        Ok(moved)
+        Ok(())
     }
 
     fn is_done(&self) -> bool {
@@ -295,8 +294,8 @@ impl Answering for Incoming {
 }
 
 impl Source for Incoming {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
-        self.body.as_mut().map_or(Ok(0), |body| body.pull(sink))
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
+        self.body.as_mut().map_or(Ok(()), |body| body.pull(sink))
     }
 
     fn is_done(&self) -> bool {
@@ -431,7 +430,7 @@ pub(crate) struct Ask<'s> {
 }
 
 impl Source for Ask<'_> {
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<u64, &'static str> {
+    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str> {
         self.body.pull(sink)
     }
 

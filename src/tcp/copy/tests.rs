@@ -94,7 +94,7 @@ fn relayed(refusal: io::ErrorKind, pieces: &[&[u8]]) -> (Result<(), Broken>, usi
 
 #[test]
 fn what_the_kernel_will_not_splice_is_copied() {
-    let bulk = vec![b'b'; 3 * RELAY_BYTES];
+    let bulk = vec![b'b'; 3 * GATHER_BYTES];
     for refusal in [
         io::ErrorKind::PermissionDenied,
         io::ErrorKind::InvalidInput,
@@ -117,7 +117,7 @@ fn words_are_not_worth_a_splice() {
 
 #[test]
 fn a_failure_while_splicing_is_one_of_the_source_behind_what_it_sent() {
-    let bulk = vec![b'b'; RELAY_BYTES];
+    let bulk = vec![b'b'; GATHER_BYTES];
     let (end, asked, got) = relayed(io::ErrorKind::ConnectionReset, &[&bulk, b"lost"]);
     assert!(matches!(end, Err(Broken::First(_))), "{end:?}");
     assert_eq!(asked, 1);

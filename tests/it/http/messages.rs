@@ -1,6 +1,7 @@
 //! Messages through the proxy: connections, bodies, interim responses, upgrades.
 
 use super::*;
+use crate::support::proxy::length_of;
 
 crate::on_both!(
     requests_on_one_connection_share_an_upstream_connection,
@@ -24,12 +25,7 @@ crate::on_both!(
 /// Reads a request with this many bytes of body, and sends them back.
 fn echo_length(wire: &mut dyn Wire) {
     while let Some(head) = read_head(wire) {
-        let length: usize = head
-            .split("Content-Length: ")
-            .nth(1)
-            .and_then(|rest| rest.split("\r\n").next())
-            .and_then(|digits| digits.parse().ok())
-            .unwrap();
+        let length = length_of(&head);
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
         wire.write_all(head.as_bytes()).unwrap();
         let mut left = length;
@@ -57,12 +53,7 @@ fn requests_on_one_connection_share_an_upstream_connection(on: On) {
             head.starts_with("HTTP/1.1 200 OK\r\nContent-Length: "),
             "{head}"
         );
-        let length: usize = head
-            .split("Content-Length: ")
-            .nth(1)
-            .and_then(|rest| rest.split("\r\n").next())
-            .and_then(|digits| digits.parse().ok())
-            .unwrap();
+        let length = length_of(&head);
         client.read_exact(&mut vec![0; length]).unwrap();
     }
     assert_eq!(backend.accepted(), 1);
@@ -95,9 +86,7 @@ fn a_body_with_a_length_is_streamed_both_ways(on: On) {
     let world = World::new();
     let backend = world.backend("spiffe://example.org/api", echo_length);
     let proxy = world.http(on, &backend, IDS);
-    let body: Vec<u8> = (0..3_000_000u32)
-        .map(|n| n.to_le_bytes()[n as usize % 3])
-        .collect();
+    let body = content(3_000_000);
     let client = proxy.connect("web");
     let (mut reader, mut writer) = (client.try_clone().unwrap(), client);
     let sent = body.clone();
@@ -138,8 +127,7 @@ fn a_body_of_any_size_about_that_of_a_buffer_arrives_whole(on: On) {
     // that nothing but the length can end one.
     let script = |wire: &mut dyn Wire| {
         while let Some(head) = read_head(wire) {
-            let length = head.split("Content-Length: ").nth(1).unwrap();
-            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            let length = length_of(&head);
             let mut got = vec![0; length];
             wire.read_exact(&mut got).unwrap();
             let mut answer =
