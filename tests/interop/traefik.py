@@ -44,6 +44,8 @@ def ask(port, request):
         stream = socket.create_connection(("127.0.0.1", port), 10)
     except ConnectionRefusedError:
         return "gone", {}, b""
+    except ConnectionResetError:
+        return "reset", {}, b""
     with stream:
         stream.settimeout(5)
         try:
