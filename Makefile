@@ -1,14 +1,15 @@
-# `make` says what there is. CI runs `make check` and `make test`, nothing else.
+# `make` says what there is. What CI runs stands in .ci/run.
 CARGO ?= cargo
 DENY_VERSION = 0.20.2
 FUZZ_VERSION = 0.13.2
 FUZZ_TARGETS = request_head response_head chunked_body h2_to_h1 config svid_leaf
 
-.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once bench bench-smoke bench-instructions soak fuzz fuzz-smoke hostile interop
+.PHONY: help build run fmt check fmt-check lint test doc deny fixtures demo demo-once pgo llvm-tools bench bench-smoke bench-instructions soak fuzz fuzz-smoke hostile interop
 
 help:
 	@echo 'make build              the release binary, target/release/svidgate'
 	@echo 'make run CONFIG=FILE    run it'
+	@echo 'make pgo                the binary to ship, target/pgo/svidgate: compiled by a profile of make soak'
 	@echo 'make demo               a small world to try it in, until Ctrl-C'
 	@echo 'make demo-once          the same, tried by itself'
 	@echo 'make test               every test'
@@ -64,10 +65,35 @@ soak: build
 	$(CARGO) build --release --locked --example soak
 	@target/release/examples/soak target/release/svidgate $(or $(SOAK_SECONDS),120)
 
+# Compiled with counters, put through a soak, and compiled again by what they counted. The flags are the target's alone,
+# so that nothing that runs at build time counts; all is made anew, as Cargo does not see that a profile has changed.
+PGO = $(CURDIR)/target/pgo
+HOST = $(shell rustc --print host-tuple)
+LLVM_PROFDATA ?= $(shell rustc --print target-libdir)/../bin/llvm-profdata
+PGO_BUILD = $(CARGO) build --release --locked --bin svidgate --target $(HOST) --target-dir
+
+llvm-tools:
+	@test -x "$(LLVM_PROFDATA)" || rustup component add llvm-tools || \
+	  { echo 'make pgo needs llvm-profdata of the version of LLVM that rustc has: rustup component add llvm-tools,' \
+	         'or LLVM_PROFDATA=FILE' >&2; exit 1; }
+
+pgo: llvm-tools
+	rm -rf $(PGO)
+	RUSTFLAGS='-Cprofile-generate=$(PGO)/counts' $(PGO_BUILD) $(PGO)/counting
+	$(CARGO) build --release --locked --example soak
+	target/release/examples/soak $(PGO)/counting/$(HOST)/release/svidgate $(or $(SOAK_SECONDS),60)
+	$(LLVM_PROFDATA) merge --output=$(PGO)/profile $(PGO)/counts
+	RUSTFLAGS='-Cprofile-use=$(PGO)/profile' $(PGO_BUILD) $(PGO)/build
+	cp $(PGO)/build/$(HOST)/release/svidgate $(PGO)/svidgate
+
 # BENCH='--only request,body --peers svidgate,nginx --rounds 3': a part of it, without writing the results.
-bench bench-smoke: build
+bench: build $(if $(BENCH),,pgo)
 	$(CARGO) build --release --locked --example world
-	python3 benches/bench.py $(if $(filter bench-smoke,$@),--smoke,$(or $(BENCH),--write))
+	python3 benches/bench.py $(or $(BENCH),--write --own pgo=target/pgo/svidgate)
+
+bench-smoke: build
+	$(CARGO) build --release --locked --example world
+	python3 benches/bench.py --smoke
 
 # Without a sanitizer, and so on the stable toolchain: there is no unsafe code of ours for one to watch. What is found
 # goes to fuzz/artifacts, inputs that reach new code to fuzz/work; seeds, in fuzz/corpus, are chosen by hand.

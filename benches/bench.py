@@ -9,7 +9,7 @@ Everything is on loopback and ends with this script.
 usage: bench.py [--rounds N] [--seconds S] [--only measure,...] [--peers name,...] [--smoke | --write]
 --smoke  one short round of everything: that it runs, nothing more
 --write  write benches/RESULTS.md and benches/results.svg
---base FILE  another svidgate, measured beside this one as `base`
+--own NAME=FILE  another build of svidgate, measured beside this one under that name
 
 Installs what is missing: Python packages by exact version outside the tree, the
 rest from the distribution. For `calls` it compiles the gRPC peer of `make interop`.
@@ -17,6 +17,7 @@ rest from the distribution. For `calls` it compiles the gRPC peer of `make inter
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import resource
@@ -110,13 +111,21 @@ OWN = {
 TITLES = {**MEASURES, **MEMORY, **OWN}
 
 
+def build(text):
+    """A name and a program."""
+    name, _, file = text.partition("=")
+    if not name.isidentifier() or name in peers.ALL or not os.access(file, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text}: a new name, and a program, as in NAME=FILE")
+    return name, pathlib.Path(file)
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=int, default=2)
     arguments.add_argument("--only", type=lambda it: it.split(","), default=list(TITLES))
     arguments.add_argument("--peers", type=lambda it: it.split(","), default=list(peers.ALL))
-    arguments.add_argument("--base", type=pathlib.Path)
+    arguments.add_argument("--own", type=build, action="append", default=[])
     arguments.add_argument("--smoke", action="store_true")
     arguments.add_argument("--write", action="store_true")
     options = arguments.parse_args()
@@ -133,10 +142,11 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with Processes() as processes:
         results = run(processes, options)
+    own = [name for name in results if name == "svidgate" or name in dict(options.own)]
     print(report.table(results, TITLES))
-    print(report.ratios(results, TITLES))
+    print(report.ratios(results, TITLES, own))
     if options.write:
-        report.write(results, TITLES, options)
+        report.write(results, TITLES, own, options)
 
 
 def run(processes, options):
@@ -153,9 +163,11 @@ def run(processes, options):
     def note(what, name, value):
         results.setdefault(name, {}).setdefault(what, []).append(value)
 
-    starters = {name: peers.ALL[name] for name in options.peers}
-    if options.base:
-        starters["base"] = lambda scene: peers.svidgate(scene, options.base, "base")
+    starters = {}
+    for name in options.peers:
+        starters[name] = peers.ALL[name]
+        if name == "svidgate":
+            starters |= {name: functools.partial(peers.svidgate, binary=file, name=name) for name, file in options.own}
     memory(scene, starters, options, note)
     running = {}
     for name, start in starters.items():
@@ -218,7 +230,7 @@ def own(scene, running, starters, options, note):
     for what, changed in {"workers": {"workers": 2}, "routes": {"routes": ROUTES}}.items():
         if what not in options.only:
             continue
-        names = [name for name in running if what == "workers" or name in ("svidgate", "base")]
+        names = [name for name in running if what == "workers" or name == "svidgate" or name in dict(options.own)]
         changed = peers.Scene(scene.processes, scene.backends, **changed)
         others = {name: starters[name](changed)[0] for name in names}
         take = MEASURES["request"].take

@@ -40,20 +40,17 @@ def table(results, titles):
     return "\n".join(lines)
 
 
-def ratios(results, titles):
-    """svidgate's median beside the best of the others'."""
+def ratios(results, titles, own):
+    """The medians of our own builds beside the best of the others'."""
     lines = []
     for what in measured(results, titles):
-        others = {name: median(results, name, what) for name in results if name not in ("svidgate", "base")}
-        others = {name: value for name, value in others.items() if value is not None}
-        own, base = median(results, "svidgate", what) if "svidgate" in results else None, "base" in results and median(results, "base", what)
-        if own is None:
+        seen = {name: median(results, name, what) for name in results}
+        others = {name: value for name, value in seen.items() if name not in own and value is not None}
+        best = min(others, key=others.get) if others else None
+        if best is None or titles[what].unit == "times one":
             continue
-        if base:
-            lines.append(f"{titles[what].title}: {own / base:.3f} of the base")
-        if others and titles[what].unit != "times one":
-            best = min(others, key=others.get)
-            lines.append(f"{titles[what].title}: {own / others[best]:.2f} of the best peer ({best})")
+        beside = [f"{name} {seen[name] / others[best]:.2f}" for name in own if seen[name] is not None]
+        lines.append(f"{titles[what].title}: {', '.join(beside)} of the best peer ({best})")
     return "\n".join(lines)
 
 
@@ -63,13 +60,14 @@ def machine():
     return f"{info.count('model name')} cores ({model}), Linux {platform.release().split('-')[0]}"
 
 
-def write(results, titles, options):
-    ratio_lines = "\n".join(f"- {line}" for line in ratios(results, titles).splitlines())
+def write(results, titles, own, options):
+    ratio_lines = "\n".join(f"- {line}" for line in ratios(results, titles, own).splitlines())
     text = f"""# Results
 
 Written by `make bench` on {datetime.date.today()}: {machine()}, {options.rounds} rounds of {options.seconds} s, one worker or
 thread for each proxy. Median (least-most). CPU is the proxy's own, by the kernel's scheduler; load, proxy and backend
-share the cores. What each row is stands in `benches/bench.py`, how each proxy is configured in `benches/peers.py`.
+share the cores. What each row is stands in `benches/bench.py`, how each proxy is configured in `benches/peers.py`. `svidgate`
+is what `make build` makes, `pgo` what `make pgo` makes of the same code.
 
 {table(results, titles)}
 
@@ -78,17 +76,14 @@ share the cores. What each row is stands in `benches/bench.py`, how each proxy i
 {ratio_lines}
 """
     (HERE / "RESULTS.md").write_text(text)
-    (HERE / "results.svg").write_text(chart(results, titles))
+    (HERE / "results.svg").write_text(chart(results, titles, own))
 
 
-COLOURS = {"svidgate": "#2f6f4f"}
-
-
-def chart(results, titles):
+def chart(results, titles, own):
     """Bars, a panel for each measure; shorter is better in all."""
     bar, gap, left, width, panel = 16, 4, 90, 240, 400
     rows = measured(results, titles)
-    names = [name for name in results if name != "base"]
+    names = list(results)
     height = 34 + len(names) * (bar + gap)
     parts = []
     for index, what in enumerate(rows):
@@ -101,7 +96,7 @@ def chart(results, titles):
             if value is None:
                 continue
             length = max(1, value / most * width)
-            fill = COLOURS.get(name, "#9aa5b1")
+            fill = "#2f6f4f" if name in own else "#9aa5b1"
             parts.append(f'<rect x="{x + left}" y="{top}" width="{length:.0f}" height="{bar}" fill="{fill}"/>')
             parts.append(f'<text x="{x + left + length + 4:.0f}" y="{top + 12}">{number(value)}</text>')
     total = (len(rows) + 1) // 2 * height

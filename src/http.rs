@@ -25,7 +25,7 @@ use crate::drain::Running;
 use crate::metrics::Counter;
 use crate::runtime::{Runtime, within};
 use crate::tcp::copy;
-use fields::Client;
+use fields::{Client, Hop};
 use h1::serve::{Connection, Ending};
 use plan::Plan;
 use pool::Pool;
@@ -48,8 +48,7 @@ pub(crate) struct Http<R: Runtime> {
     /// that it began with.
     plan: RefCell<Rc<Plan<R>>>,
     pool: Rc<Pool<R>>,
-    /// Our host name, for `X-Forwarded-Server`.
-    server: Rc<str>,
+    hop: Rc<Hop>,
     clock: Clock,
     panics: Counter,
 }
@@ -59,14 +58,14 @@ impl<R: Runtime> Http<R> {
         name: &str,
         plan: Plan<R>,
         pool: Rc<Pool<R>>,
-        server: Rc<str>,
+        hop: Rc<Hop>,
         panics: Counter,
     ) -> Self {
         Self {
             name: name.to_owned(),
             plan: RefCell::new(Rc::new(plan)),
             pool,
-            server,
+            hop,
             clock: Clock::default(),
             panics,
         }
@@ -88,7 +87,7 @@ impl<R: Runtime> Http<R> {
     }
 
     fn client(&self, plan: &Plan<R>, ip: IpAddr) -> Client {
-        Client::new(ip, plan.entry.trusted.contains(ip), &self.server)
+        Client::new(ip, plan.entry.trusted.contains(ip), &self.hop)
     }
 
     fn runtime(&self) -> &R {

@@ -19,6 +19,7 @@ use crate::config::{Config, EntryPoint, HttpEntry, HttpService, Serves};
 use crate::dial::Dialer;
 use crate::drain::{Drain, Running};
 use crate::http::Http;
+use crate::http::fields::Hop;
 use crate::http::plan::{Plan, Service};
 use crate::http::pool::{Pool, Slot};
 use crate::listener::{Accept, Bound, Counts, accept};
@@ -78,8 +79,7 @@ struct Worker<R: Runtime> {
     trust: Trust,
     dialer: Rc<Dialer<R>>,
     pool: Rc<Pool<R>>,
-    /// Our host name.
-    server: Rc<str>,
+    hop: Rc<Hop>,
     entries: Vec<Entry<R>>,
     /// The tasks of the entry points.
     lives: Drain,
@@ -140,7 +140,7 @@ pub(crate) async fn run<R: Runtime>(
         recorder,
         trust,
         dialer,
-        server: host_name().into(),
+        hop: Rc::new(Hop::new(host_name())),
         entries: Vec::new(),
         lives: Drain::default(),
         has_cut: Rc::default(),
@@ -333,8 +333,8 @@ impl<R: Runtime> Worker<R> {
         let serves = match &entry.serves {
             Serves::Http(config) => {
                 let plan = self.http_plan(name, config, services);
-                let (pool, server) = (Rc::clone(&self.pool), Rc::clone(&self.server));
-                let http = Rc::new(Http::new(name, plan, pool, server, counts.panics.clone()));
+                let (pool, hop) = (Rc::clone(&self.pool), Rc::clone(&self.hop));
+                let http = Rc::new(Http::new(name, plan, pool, hop, counts.panics.clone()));
                 let served = Rc::clone(&http);
                 self.start(name, &terms, listener, move |stream, peer, running| {
                     Rc::clone(&served).serve(stream, peer, running)

@@ -49,6 +49,25 @@ impl Fields for HeadWriter<'_> {
     }
 }
 
+/// What is the same for all client connections.
+#[derive(Debug)]
+pub(crate) struct Hop {
+    /// Our host name, for `X-Forwarded-Server`.
+    server: String,
+    /// The lines of every untrusted client, ready made.
+    lines: Lines,
+}
+
+impl Hop {
+    pub(crate) fn new(server: String) -> Self {
+        let lines = Lines::of(&[
+            ("X-Forwarded-Proto", b"http"),
+            ("X-Forwarded-Server", server.as_bytes()),
+        ]);
+        Self { server, lines }
+    }
+}
+
 /// What is the same for all requests of a client connection.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -56,27 +75,23 @@ pub(crate) struct Client {
     pub(crate) ip: IpAddr,
     /// Whether its forwarding headers are believed.
     trusted: bool,
-    server: Rc<str>,
-    /// The lines of an untrusted client, ready made: its address first.
+    hop: Rc<Hop>,
+    /// The lines of this one, if untrusted, ready made: its address first.
     lines: Lines,
 }
 
 impl Client {
-    /// `server` is our own host name, for `X-Forwarded-Server`.
-    pub(crate) fn new(ip: IpAddr, trusted: bool, server: &Rc<str>) -> Self {
+    pub(crate) fn new(ip: IpAddr, trusted: bool, hop: &Rc<Hop>) -> Self {
         let ip = ip.to_canonical();
-        let ip_text = ip.to_string();
-        let mut lines = Lines::default();
-        lines.field("X-Forwarded-For", ip_text.as_bytes());
-        lines.field("X-Forwarded-Proto", b"http");
-        lines.field("X-Forwarded-Server", server.as_bytes());
-        lines.field("X-Real-Ip", ip_text.as_bytes());
-        lines.shrink();
+        let text = ip.to_string();
         Self {
             ip,
             trusted,
-            server: Rc::clone(server),
-            lines,
+            hop: Rc::clone(hop),
+            lines: Lines::of(&[
+                ("X-Forwarded-For", text.as_bytes()),
+                ("X-Real-Ip", text.as_bytes()),
+            ]),
         }
     }
 
@@ -206,7 +221,7 @@ fn write_forwarded(writer: &mut impl Fields, head: &Head, request: &Request, cli
         if !has(Name::ForwardedProto) {
             writer.field("X-Forwarded-Proto", b"http");
         }
-        writer.field("X-Forwarded-Server", client.server.as_bytes());
+        writer.field("X-Forwarded-Server", client.hop.server.as_bytes());
         if !has(Name::RealIp) {
             writer.field("X-Real-Ip", client.ip_text());
         }
@@ -217,6 +232,7 @@ fn write_forwarded(writer: &mut impl Fields, head: &Head, request: &Request, cli
         }
     } else {
         writer.lines(&client.lines);
+        writer.lines(&client.hop.lines);
     }
     if !has(Name::ForwardedHost) && !authority.is_empty() {
         writer.field("X-Forwarded-Host", authority);

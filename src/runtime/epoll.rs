@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -79,12 +79,20 @@ pub fn run<T, F: Future<Output = T>>(main: impl FnOnce(Epoll) -> F) -> io::Resul
     });
     let waker = Waker::from(Arc::clone(&alarm));
     let mut cx = Context::from_waker(&waker);
+    let call = Arc::new(Call {
+        is_due: AtomicBool::new(true),
+        alarm: Arc::clone(&alarm),
+    });
+    let main_waker = Waker::from(Arc::clone(&call));
+    let mut main_cx = Context::from_waker(&main_waker);
     let mut main = pin!(main(Epoll(Rc::clone(&reactor))));
     let mut events = Vec::with_capacity(EVENTS_MAX);
     loop {
         // What has woken us so far is served in this very turn.
         alarm.awake();
-        if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
+        if call.take()
+            && let Poll::Ready(value) = main.as_mut().poll(&mut main_cx)
+        {
             return Ok(value);
         }
         // Bounded, so that busy tasks cannot keep the reactor from its
@@ -658,6 +666,30 @@ impl Timer for Deadline {
         let mut clock = self.reactor.clock.borrow_mut();
         clock.arm(self.index, now, deadline, cx.waker());
         Poll::Pending
+    }
+}
+
+/// Whether `main` is to be polled: what happens to other tasks is nothing to it.
+struct Call {
+    is_due: AtomicBool,
+    alarm: Arc<Alarm>,
+}
+
+impl Call {
+    /// Before the poll, as what comes during it asks for another.
+    fn take(&self) -> bool {
+        self.is_due.load(Ordering::Relaxed) && self.is_due.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Wake for Call {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_due.store(true, Ordering::SeqCst);
+        self.alarm.wake_by_ref();
     }
 }
 

@@ -23,6 +23,7 @@
     reason = "a program of its own, on threads of its own"
 )]
 
+mod http2;
 #[path = "../support/lib.rs"]
 mod support;
 
@@ -62,10 +63,11 @@ const GROWTH_MAX: f64 = 5.0;
 /// Unexplained failures that are listed.
 const LISTED: usize = 20;
 
-// The kinds of load of which some may fail.
+// The kinds of load that are told apart: some may fail, some go elsewhere.
 const KEEP_ALIVE: &str = "HTTP, keep-alive";
 const PER_REQUEST: &str = "HTTP, connection per request";
 const DOOMED: &str = "HTTP, CA in and out";
+const TO_HTTP2: &str = "HTTP, to HTTP/2";
 const TCP_RESTARTED: &str = "TCP sessions, backend restarted";
 const DOOMED_TUNNEL: &str = "upgrade tunnel, CA in and out";
 
@@ -108,8 +110,9 @@ fn main() -> ExitCode {
     let realm = Arc::new(Realm::new());
     let agent = Agent::start(&scratch.path().join("agent.sock"), realm.answer());
     let backends = backends(&realm);
+    let calls = http2::backend(&realm);
     let world = Arc::new(World::new());
-    let text = config(&agent.endpoint(), &backends, &world);
+    let text = config(&agent.endpoint(), &backends, calls.address, &world);
     let path = scratch.file("svidgate.toml", &text);
     let mut svidgate = Svidgate::start(&binary, &path);
     eventually("svidgate is ready", || {
@@ -311,6 +314,7 @@ impl World {
 // ---- The trust domain and its backends ----
 
 /// `soak.test`: an authority that stays, and another that comes and goes.
+#[derive(Debug)]
 struct Realm {
     ca: Authority,
     other: Authority,
@@ -548,7 +552,7 @@ fn read_body(reader: &mut impl BufRead, head: &str) -> io::Result<Vec<u8>> {
 
 // ---- svidgate itself ----
 
-fn config(agent: &str, backends: &[Backend; 6], world: &World) -> String {
+fn config(agent: &str, backends: &[Backend; 6], calls: SocketAddr, world: &World) -> String {
     let mut text = format!(
         "providers.file.watch = false\nadmin.address = \"127.0.0.1:{}\"\n\
          [spiffe]\nworkloadAPIAddr = \"{agent}\"\ntrustLossGrace = \"2s\"\n",
@@ -558,9 +562,13 @@ fn config(agent: &str, backends: &[Backend; 6], world: &World) -> String {
         text += &format!("[entryPoints.{name}]\naddress = \"127.0.0.1:{port}\"\n");
     }
     let [api, other_api, doomed, upgrade, db, db2] = backends;
-    for servers in [&[api, other_api][..], &[doomed], &[upgrade]] {
-        let name = servers[0].name;
-        let servers = servers.iter().map(|it| it.address);
+    for (name, servers) in [
+        ("api", &[api.address, other_api.address][..]),
+        ("doomed", &[doomed.address]),
+        ("upgrade", &[upgrade.address]),
+        ("calls", &[calls]),
+    ] {
+        let servers = servers.iter();
         let servers = servers.map(|it| format!("{{ url = \"https://{it}\" }},"));
         text += &format!(
             r#"[http.routers.{name}]
@@ -776,10 +784,13 @@ fn load(world: &Arc<World>) -> Vec<JoinHandle<()>> {
     let db2: Open = |world| Client::connect(world.db2);
     let upgrade: Open = |world| Client::upgrade(world.web, "/upgrade/");
     let doomed: Open = |world| Client::upgrade(world.web, "/doomed/");
-    let kinds: [(usize, Run, &'static str, Open); 9] = [
+    let calls: Run = |world, kind, _| http2::calls(world, kind);
+    let kinds: [(usize, Run, &'static str, Open); 11] = [
         (6, requests, KEEP_ALIVE, web),
         (3, requests, PER_REQUEST, web),
         (2, requests, DOOMED, web),
+        (2, requests, TO_HTTP2, web),
+        (3, calls, "HTTP/2", web),
         (3, sessions, "TCP sessions", db),
         (2, sessions, TCP_RESTARTED, db2),
         (3, sessions, "upgrade sessions", upgrade),
@@ -799,8 +810,12 @@ fn load(world: &Arc<World>) -> Vec<JoinHandle<()>> {
 }
 
 fn requests(world: &World, kind: &'static str, open: Open) {
-    let is_kept = kind == KEEP_ALIVE;
-    let service = if kind == DOOMED { "doomed" } else { "api" };
+    let is_kept = matches!(kind, KEEP_ALIVE | TO_HTTP2);
+    let service = match kind {
+        DOOMED => "doomed",
+        TO_HTTP2 => "calls",
+        _ => "api",
+    };
     let fields = if is_kept { "" } else { "Connection: close\r\n" };
     let mut kept = None;
     while world.goes_on() {

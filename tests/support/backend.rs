@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::pki_types::CertificateDer;
+use rustls::server::{WantsServerCert, WebPkiClientVerifier};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::DEADLINE;
 use super::pki::Leaf;
@@ -120,8 +120,11 @@ impl Drop for Backend {
     }
 }
 
-/// A server that shows `leaf` and wants a certificate from one of `roots`.
-pub fn server_config(leaf: &Leaf, roots: &[CertificateDer<'static>]) -> Arc<ServerConfig> {
+/// A server that wants a certificate from one of `roots`; what it shows itself
+/// is still to be said.
+pub fn demanding(
+    roots: &[CertificateDer<'static>],
+) -> ConfigBuilder<ServerConfig, WantsServerCert> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut store = RootCertStore::empty();
     for root in roots {
@@ -130,14 +133,16 @@ pub fn server_config(leaf: &Leaf, roots: &[CertificateDer<'static>]) -> Arc<Serv
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider.clone())
         .build()
         .unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key_pkcs8_der.clone()));
-    let config = ServerConfig::builder_with_provider(provider)
+    ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(leaf.chain.clone(), key)
-        .unwrap();
-    Arc::new(config)
+}
+
+/// A server that shows `leaf` and wants a certificate from one of `roots`.
+pub fn server_config(leaf: &Leaf, roots: &[CertificateDer<'static>]) -> Arc<ServerConfig> {
+    let config = demanding(roots).with_single_cert(leaf.chain.clone(), leaf.key());
+    Arc::new(config.unwrap())
 }
 
 /// Reads up to and with the empty line that ends a head.

@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A certificate authority, with its key.
 #[derive(Debug)]
@@ -101,6 +101,11 @@ impl Leaf {
     /// The chain as it was issued, for a file.
     pub fn chain_pem(&self) -> String {
         self.chain_pem.clone()
+    }
+
+    /// The key, for rustls.
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key_pkcs8_der.clone()).into()
     }
 
     /// The key, for a file.

@@ -79,7 +79,7 @@ pub enum Parsed {
 }
 
 /// The empty lines that are forgiven before a request.
-const EMPTY_LINES_MAX: usize = 4;
+const EMPTY_LINES_MAX: u8 = 4;
 
 /// Skips the empty lines that a robust server forgives before a request (RFC
 /// 9112, section 2.2). `before` counts them, however they come. Returns how
@@ -87,7 +87,7 @@ const EMPTY_LINES_MAX: usize = 4;
 ///
 /// # Errors
 /// More than a few.
-pub fn skip_empty_lines(buf: &[u8], before: &mut usize) -> Result<(usize, bool), Refusal> {
+pub fn skip_empty_lines(buf: &[u8], before: &mut u8) -> Result<(usize, bool), Refusal> {
     let mut skipped = 0;
     loop {
         match buf.get(skipped..) {

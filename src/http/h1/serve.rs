@@ -128,34 +128,43 @@ impl<R: Runtime> Connection<R> {
     }
 
     /// Serves it until no further request can come.
-    pub(crate) async fn run(&mut self, http: &Http<R>, running: &Running) -> Ending {
-        let mut in_a_row = 0;
-        loop {
-            // A busy client must leave other connections their turns.
-            if self.served % REQUESTS_PER_TURN == REQUESTS_PER_TURN - 1 {
-                futures_lite::future::yield_now().await;
+    #[expect(clippy::manual_async_fn, reason = "it has room for arguments twice")]
+    pub(crate) fn run(
+        &mut self,
+        http: &Http<R>,
+        running: &Running,
+    ) -> impl Future<Output = Ending> {
+        async move {
+            let mut in_a_row = 0;
+            loop {
+                // A busy client must leave other connections their turns.
+                if self.served % REQUESTS_PER_TURN == REQUESTS_PER_TURN - 1 {
+                    futures_lite::future::yield_now().await;
+                }
+                let was_sent_ahead = !self.conn.inbuf.is_empty();
+                in_a_row = if was_sent_ahead { in_a_row + 1 } else { 0 };
+                let (mut request, head) = match self.next_request(http, running).await {
+                    Ok(asked) => asked,
+                    Err(ending) => return ending,
+                };
+                self.served += 1;
+                let now = http.runtime().now();
+                if self.keeping.is_over(self.served, now)
+                    || in_a_row >= self.plan.entry.pipelined_max
+                {
+                    request.connection.close = true;
+                }
+                // Boxed: while a connection waits for its next request, or is a
+                // tunnel, it does not hold the room that serving one takes.
+                let end = match Box::pin(self.answer(http, running, request, head)).await {
+                    After::Next => continue,
+                    After::Last => End::Quiet,
+                    After::Cut => End::Cut,
+                    After::Gone => End::Gone,
+                    After::Switched(upstream) => Box::pin(self.tunnel(http, *upstream)).await,
+                };
+                return Ending::Closed(end);
             }
-            let was_sent_ahead = !self.conn.inbuf.is_empty();
-            in_a_row = if was_sent_ahead { in_a_row + 1 } else { 0 };
-            let (mut request, head) = match self.next_request(http, running).await {
-                Ok(asked) => asked,
-                Err(ending) => return ending,
-            };
-            self.served += 1;
-            let now = http.runtime().now();
-            if self.keeping.is_over(self.served, now) || in_a_row >= self.plan.entry.pipelined_max {
-                request.connection.close = true;
-            }
-            // Boxed: while a connection waits for its next request, or is a
-            // tunnel, it does not hold the room that serving one takes.
-            let end = match Box::pin(self.answer(http, running, request, head)).await {
-                After::Next => continue,
-                After::Last => End::Quiet,
-                After::Cut => End::Cut,
-                After::Gone => End::Gone,
-                After::Switched(upstream) => Box::pin(self.tunnel(http, *upstream)).await,
-            };
-            return Ending::Closed(end);
         }
     }
 
@@ -197,106 +206,108 @@ impl<R: Runtime> Connection<R> {
     }
 
     /// Waits for a request head.
-    async fn next_request(
+    #[expect(clippy::manual_async_fn, reason = "it has room for arguments twice")]
+    fn next_request(
         &mut self,
         http: &Http<R>,
         running: &Running,
-    ) -> Result<(Request, Head), Ending> {
-        self.adopt_plan(http);
-        let is_first = self.served == 0;
-        let mut scanner = Scanner::default();
-        let mut empty_lines = 0;
-        let mut head_deadline = None;
-        let mut stopping_deadline = None;
-        loop {
-            let refused = match begins_with_preface(self.conn.inbuf.data()) {
-                Some(true) if is_first => return Err(Ending::Http2),
-                // More of it is needed, to tell.
-                None if is_first => None,
-                _ => match self.parse(&mut scanner, &mut empty_lines) {
-                    Ok(Some(asked)) => return Ok(asked),
-                    Ok(None) => None,
-                    Err(refusal) => Some(refusal),
-                },
-            };
-            if let Some(refusal) = refused {
-                let end = Box::pin(self.refuse(http, refusal)).await;
+    ) -> impl Future<Output = Result<(Request, Head), Ending>> {
+        async move {
+            self.adopt_plan(http);
+            let is_first = self.served == 0;
+            let mut scanner = Scanner::default();
+            let mut empty_lines = 0;
+            // An absolute deadline for a head that has begun, so that a client
+            // cannot stretch it byte by byte.
+            let mut until = None;
+            // Whether the stop of the proxy has come before the first byte.
+            let mut is_late = false;
+            loop {
+                let refused = match begins_with_preface(self.conn.inbuf.data()) {
+                    Some(true) if is_first => return Err(Ending::Http2),
+                    // More of it is needed, to tell.
+                    None if is_first => None,
+                    _ => match self.parse(&mut scanner, &mut empty_lines) {
+                        Ok(Some(asked)) => return Ok(asked),
+                        Ok(None) => None,
+                        Err(refusal) => Some(refusal),
+                    },
+                };
+                if let Some(refusal) = refused {
+                    let end = Box::pin(self.refuse(http, refusal)).await;
+                    return Err(Ending::Closed(end));
+                }
+                let is_idle = self.conn.inbuf.is_empty();
+                let entry = &self.plan.entry;
+                let max = entry.head.bytes_max + READ_BYTES;
+                let deadline = if is_idle && is_first && running.is_stopping() {
+                    // It has come in late; its request may be on its way.
+                    if !is_late || until.is_none() {
+                        until = http.after(Some(FIRST_REQUEST));
+                        running.set_finished(true);
+                    }
+                    is_late = true;
+                    until
+                } else if is_idle && !is_first {
+                    http.after(entry.idle_timeout)
+                } else {
+                    if until.is_none() {
+                        until = http.after(entry.read_timeout);
+                    }
+                    until
+                };
+                if is_idle {
+                    self.conn.give_back();
+                }
+                let conn = &mut self.conn;
+                conn.timers.read.set(deadline);
+                let minds_stop = is_idle && !is_late;
+                let filled = poll_fn(move |cx| {
+                    let Conn {
+                        stream,
+                        inbuf,
+                        timers,
+                        ..
+                    } = &mut *conn;
+                    match inbuf.poll_fill(cx, stream, max) {
+                        Poll::Ready(filled) => Poll::Ready(filled.map_err(Stop::Io)),
+                        Poll::Pending if minds_stop && running.poll_stopping(cx).is_ready() => {
+                            Poll::Ready(if is_first { Err(Stop::Timeout) } else { Ok(0) })
+                        }
+                        Poll::Pending => timers.read.poll(cx).map(|()| Err(Stop::Timeout)),
+                    }
+                })
+                .await;
+                self.conn.timers.read.set(None);
+                let end = match filled {
+                    Ok(0) if is_idle => End::Quiet,
+                    // Cut within a head: nobody is there to read a 400.
+                    Ok(0) | Err(Stop::Io(_)) => End::Gone,
+                    // It begins now, not when the connection fell idle.
+                    Ok(_) if is_idle => {
+                        if is_late {
+                            until = None;
+                        }
+                        running.set_finished(false);
+                        self.adopt_plan(http);
+                        continue;
+                    }
+                    Ok(_) => continue,
+                    // The stop has come: once more, with the time that is left.
+                    Err(Stop::Timeout) if minds_stop && is_first && running.is_stopping() => {
+                        continue;
+                    }
+                    Err(Stop::Timeout) if is_idle => End::Quiet,
+                    Err(Stop::Timeout) => {
+                        let late = Refusal {
+                            status: 408,
+                            why: "no whole request head in time",
+                        };
+                        Box::pin(self.refuse(http, late)).await
+                    }
+                };
                 return Err(Ending::Closed(end));
             }
-            let plan = Rc::clone(&self.plan);
-            let entry = &plan.entry;
-            let max = entry.head.bytes_max + READ_BYTES;
-            let is_idle = self.conn.inbuf.is_empty();
-            // An absolute deadline for a head that has begun, so that a
-            // client cannot stretch it byte by byte.
-            let deadline = if is_idle && is_first && running.is_stopping() {
-                // It has come in late; its request may be on its way.
-                if stopping_deadline.is_none() {
-                    stopping_deadline = http.after(Some(FIRST_REQUEST));
-                    running.set_finished(true);
-                }
-                stopping_deadline
-            } else if is_idle && !is_first {
-                http.after(entry.idle_timeout)
-            } else {
-                if head_deadline.is_none() {
-                    head_deadline = http.after(entry.read_timeout);
-                }
-                head_deadline
-            };
-            if is_idle {
-                self.conn.give_back();
-            }
-            let Conn {
-                stream,
-                inbuf,
-                timers,
-                ..
-            } = &mut self.conn;
-            timers.read.set(deadline);
-            let filled = poll_fn(|cx| match inbuf.poll_fill(cx, stream, max) {
-                Poll::Ready(filled) => Poll::Ready(filled.map_err(Stop::Io)),
-                Poll::Pending
-                    if is_idle
-                        && stopping_deadline.is_none()
-                        && running.poll_stopping(cx).is_ready() =>
-                {
-                    Poll::Ready(if is_first { Err(Stop::Timeout) } else { Ok(0) })
-                }
-                Poll::Pending => timers.read.poll(cx).map(|()| Err(Stop::Timeout)),
-            })
-            .await;
-            timers.read.set(None);
-            let end = match filled {
-                Ok(0) if is_idle => End::Quiet,
-                // Cut within a head: nobody is there to read a 400.
-                Ok(0) | Err(Stop::Io(_)) => End::Gone,
-                // It begins now, not when the connection fell idle.
-                Ok(_) if is_idle => {
-                    running.set_finished(false);
-                    self.adopt_plan(http);
-                    continue;
-                }
-                Ok(_) => continue,
-                // The stop has come: once more, with the time that is left.
-                Err(Stop::Timeout)
-                    if is_idle
-                        && is_first
-                        && running.is_stopping()
-                        && stopping_deadline.is_none() =>
-                {
-                    continue;
-                }
-                Err(Stop::Timeout) if is_idle => End::Quiet,
-                Err(Stop::Timeout) => {
-                    let late = Refusal {
-                        status: 408,
-                        why: "no whole request head in time",
-                    };
-                    Box::pin(self.refuse(http, late)).await
-                }
-            };
-            return Err(Ending::Closed(end));
         }
     }
 
@@ -305,7 +316,7 @@ impl<R: Runtime> Connection<R> {
     fn parse(
         &mut self,
         scanner: &mut Scanner,
-        empty_lines: &mut usize,
+        empty_lines: &mut u8,
     ) -> Result<Option<(Request, Head)>, Refusal> {
         let inbuf = &mut self.conn.inbuf;
         let (skip, waits) = parse::skip_empty_lines(inbuf.data(), empty_lines)?;

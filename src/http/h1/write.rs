@@ -110,21 +110,19 @@ pub(super) fn write_field(out: &mut Vec<u8>, head: &Head, field: &Field) {
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
     /// As HTTP/1 has them.
-    text: Vec<u8>,
+    text: Box<[u8]>,
 }
 
 impl Lines {
-    /// Appends a field.
-    pub fn field(&mut self, name: &'static str, value: &[u8]) {
-        HeadWriter {
-            out: &mut self.text,
+    /// Of names and values.
+    #[must_use]
+    pub fn of(fields: &[(&'static str, &[u8])]) -> Self {
+        let mut out = Vec::new();
+        let mut writer = HeadWriter { out: &mut out };
+        for (name, value) in fields {
+            writer.field(name, value);
         }
-        .field(name, value);
-    }
-
-    /// No more will come: nothing is held for more.
-    pub fn shrink(&mut self) {
-        self.text.shrink_to_fit();
+        Self { text: out.into() }
     }
 
     /// The fields one by one: name and value.

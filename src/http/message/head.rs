@@ -87,42 +87,43 @@ pub enum Name {
     Other,
 }
 
-/// The known names of a length: most names are told apart by that alone.
+/// The known names of a length, as they are written as a rule: most names are
+/// told apart by that alone.
 fn known_of(length: usize) -> &'static [(&'static str, Name)] {
     match length {
-        2 => &[("te", Name::Te)],
-        3 => &[("via", Name::Via)],
-        4 => &[("date", Name::Date), ("host", Name::Host)],
-        6 => &[("cookie", Name::Cookie), ("expect", Name::Expect)],
-        7 => &[("trailer", Name::Trailer), ("upgrade", Name::Upgrade)],
-        9 => &[("x-real-ip", Name::RealIp), ("forwarded", Name::Forwarded)],
+        2 => &[("TE", Name::Te)],
+        3 => &[("Via", Name::Via)],
+        4 => &[("Date", Name::Date), ("Host", Name::Host)],
+        6 => &[("Cookie", Name::Cookie), ("Expect", Name::Expect)],
+        7 => &[("Trailer", Name::Trailer), ("Upgrade", Name::Upgrade)],
+        9 => &[("X-Real-Ip", Name::RealIp), ("Forwarded", Name::Forwarded)],
         10 => &[
-            ("connection", Name::Connection),
-            ("keep-alive", Name::HopByHop),
+            ("Connection", Name::Connection),
+            ("Keep-Alive", Name::HopByHop),
         ],
         12 => &[
-            ("content-type", Name::ContentType),
-            ("max-forwards", Name::MaxForwards),
+            ("Content-Type", Name::ContentType),
+            ("Max-Forwards", Name::MaxForwards),
         ],
         14 => &[
-            ("content-length", Name::ContentLength),
-            ("http2-settings", Name::HopByHop),
+            ("Content-Length", Name::ContentLength),
+            ("HTTP2-Settings", Name::HopByHop),
         ],
-        15 => &[("x-forwarded-for", Name::ForwardedFor)],
+        15 => &[("X-Forwarded-For", Name::ForwardedFor)],
         16 => &[
-            ("proxy-connection", Name::HopByHop),
-            ("x-forwarded-host", Name::ForwardedHost),
-            ("x-forwarded-port", Name::ForwardedPort),
+            ("Proxy-Connection", Name::HopByHop),
+            ("X-Forwarded-Host", Name::ForwardedHost),
+            ("X-Forwarded-Port", Name::ForwardedPort),
         ],
         17 => &[
-            ("transfer-encoding", Name::TransferEncoding),
-            ("x-forwarded-proto", Name::ForwardedProto),
+            ("Transfer-Encoding", Name::TransferEncoding),
+            ("X-Forwarded-Proto", Name::ForwardedProto),
         ],
         18 => &[
-            ("proxy-authenticate", Name::HopByHop),
-            ("x-forwarded-server", Name::ForwardedServer),
+            ("Proxy-Authenticate", Name::HopByHop),
+            ("X-Forwarded-Server", Name::ForwardedServer),
         ],
-        19 => &[("proxy-authorization", Name::HopByHop)],
+        19 => &[("Proxy-Authorization", Name::HopByHop)],
         _ => &[],
     }
 }
@@ -136,7 +137,7 @@ fn folds(known: &str, name: &[u8]) -> bool {
     known
         .bytes()
         .zip(name)
-        .all(|(k, n)| k == n.to_ascii_lowercase() || (k == b'-' && *n == b'_'))
+        .all(|(k, n)| k.eq_ignore_ascii_case(n) || (k == b'-' && *n == b'_'))
 }
 
 impl Name {
@@ -144,6 +145,9 @@ impl Name {
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
         for (known, which) in known_of(name.len()) {
+            if known.as_bytes() == name {
+                return *which;
+            }
             if folds(known, name) {
                 return if name.contains(&b'_') {
                     Self::Lookalike
@@ -520,6 +524,7 @@ mod tests {
                 assert_eq!(name.len(), length);
                 assert_eq!(Name::of(name.as_bytes()), *which);
                 assert_eq!(Name::of(name.to_ascii_uppercase().as_bytes()), *which);
+                assert_eq!(Name::of(name.to_ascii_lowercase().as_bytes()), *which);
                 count += 1;
             }
         }

@@ -13,7 +13,7 @@ crate::on_both!(
 
 fn forwarded(host: &str, port: &str) -> String {
     format!(
-        "Via: 1.1 svidgate\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Server: {}\r\nX-Real-Ip: 127.0.0.1\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Port: {port}\r\n\r\n",
+        "Via: 1.1 svidgate\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-Ip: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Server: {}\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Port: {port}\r\n\r\n",
         host_name()
     )
 }

@@ -43,7 +43,7 @@ fn a_request_becomes_one_of_http_1_1(on: On) {
     assert_eq!(
         answer.text(),
         format!(
-            "GET /a%20b?q=1 HTTP/1.1\r\nHost: api.test\r\nx-own: kept\r\ncookie: a=1; b=2\r\nVia: 2.0 svidgate\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Server: {server}\r\nX-Real-Ip: 127.0.0.1\r\nX-Forwarded-Host: api.test\r\nX-Forwarded-Port: 80\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
+            "GET /a%20b?q=1 HTTP/1.1\r\nHost: api.test\r\nx-own: kept\r\ncookie: a=1; b=2\r\nVia: 2.0 svidgate\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-Ip: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Server: {server}\r\nX-Forwarded-Host: api.test\r\nX-Forwarded-Port: 80\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
         )
     );
     let length = answer.body.len().to_string();
