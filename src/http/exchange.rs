@@ -5,8 +5,11 @@
 //! delivered at once, a backend may stream while the client still does, and a
 //! client that goes away ends the exchange.
 //!
-//! Neither knows a version: what they need of a side are the traits here,
-//! which [`h1`](super::h1::sides) and [`h2`](super::h2::sides) have.
+//! Neither knows a version: what they need of a side are the traits of
+//! [`side`], which [`h1`](super::h1::sides) and [`h2`](super::h2::sides) have.
+
+mod kept;
+pub(crate) mod side;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -15,11 +18,14 @@ use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use self::kept::Keeping;
+pub(crate) use self::kept::Kept;
+use self::side::{Answered, Answering, Asking, NoHead, NotBegun, Side, Sink, Source, Watched};
 use super::message::head::Head;
 use super::message::request::{Method, Request};
 use super::message::response::{Response, switches_to_what_was_asked};
 use super::reply::{Reply, is_call};
-use super::wire::{Late, Pace, Sending, Stop, Timers, more, more_now, send_all};
+use super::wire::{Late, Pace, Sending, Stop, more, more_now, send_all};
 use crate::dial::{Admission, Loss, tls_error_type};
 use crate::runtime::{Runtime, Timer};
 
@@ -31,161 +37,6 @@ const AS_IT_IS_BYTES_MIN: usize = 8 << 10;
 const ROUNDS_PER_TURN: u32 = 4;
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 32;
-
-/// Where the content of a message comes from.
-pub(crate) trait Source {
-    /// Moves content that is here into `sink`, until that is full.
-    ///
-    /// # Errors
-    /// What is wrong with its framing.
-    fn pull(&mut self, sink: &mut impl Sink) -> Result<(), &'static str>;
-
-    /// Content that is here in one piece, for a sink to take as it is; none,
-    /// if it has framing within. What is left of it, [`pull`](Self::pull)
-    /// moves.
-    fn here(&self) -> &[u8] {
-        &[]
-    }
-
-    /// So much of what is [here](Self::here) has gone.
-    fn took(&mut self, _n: usize) {}
-
-    /// Whether it has ended by its own framing.
-    fn is_done(&self) -> bool;
-
-    /// Whether there is something that the next pull may move.
-    fn has_more(&self) -> bool;
-
-    /// Waits for more, so many bytes of it. `None`: the sender has ended.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>>;
-
-    /// Whether it may be asked for more before what it gave was sent. Not
-    /// where asking gives the sender credit.
-    fn may_read_ahead(&self) -> bool;
-
-    /// Whether the sender's end ends the content, rather than cuts it.
-    fn ends_at_close(&self) -> bool {
-        false
-    }
-
-    /// What came behind the content, once it is done.
-    fn trailers(&self) -> Option<&Head>;
-}
-
-/// Where content goes.
-pub(crate) trait Sink {
-    /// Whether what was put into it should be sent first.
-    fn is_full(&self) -> bool;
-
-    /// Takes content.
-    fn put(&mut self, data: &[u8]);
-
-    /// The content has ended.
-    fn finish(&mut self, trailers: Option<&Head>);
-
-    /// Sends some of what it holds. 0: there is no more, and nothing is held
-    /// back.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Whether content can leave by [`poll_pass`](Self::poll_pass).
-    fn passes(&self) -> bool {
-        false
-    }
-
-    /// Sends what it holds and content behind it, which it does not take over.
-    /// Returns how much of the content has gone; not 0.
-    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let _ = (cx, data);
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
-
-/// A client's request, behind its head.
-pub(crate) trait Asking: Source {
-    /// What becomes of the client while nothing is taken from it.
-    fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Watched>;
-
-    /// Ready once it takes no answer any more. It may have closed its half
-    /// before.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.poll_watch(cx) {
-            Poll::Ready(Watched::Gone) => Poll::Ready(()),
-            Poll::Ready(Watched::Ended) | Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-/// What a client that waits for its answer may do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Watched {
-    /// It takes no answer any more.
-    Gone,
-    /// It will send nothing more.
-    Ended,
-}
-
-/// The way to a client.
-pub(crate) trait Answered: Sink {
-    /// Puts an interim response, or the one that ends HTTP on its connection.
-    fn inform(&mut self, head: &Head, response: &Response);
-
-    /// Puts the head of the final response. `may_live`: nothing but the
-    /// messages themselves is against another request on this connection.
-    /// Returns whether there can be one.
-    fn begin(
-        &mut self,
-        head: &Head,
-        response: &Response,
-        request: &Request,
-        may_live: bool,
-    ) -> bool;
-}
-
-/// An upstream's response.
-pub(crate) trait Answering: Source {
-    /// The next head; after a final one, its content follows.
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        head: &mut Head,
-        to: Method,
-    ) -> Poll<Result<Response, NoHead>>;
-
-    /// Whether it has sent anything that was not taken.
-    fn has_spoken(&self) -> bool;
-}
-
-/// Why an upstream gave no head.
-#[derive(Debug)]
-pub(crate) enum NoHead {
-    /// It cannot be taken.
-    Malformed(&'static str),
-    /// It has ended.
-    Ended,
-    /// Its connection failed.
-    Failed(io::Error),
-    /// It says that it has not begun with the request, and will not.
-    NotBegun(NotBegun),
-}
-
-/// The upstream's word that a request has had no effect (RFC 9113, section
-/// 8.7).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum NotBegun {
-    /// It has enough to do.
-    Refused,
-    /// Its connection takes no further request.
-    Leaving,
-}
-
-impl NotBegun {
-    pub(crate) fn why(self) -> &'static str {
-        match self {
-            Self::Refused => "the stream was refused",
-            Self::Leaving => "the connection takes no further request",
-        }
-    }
-}
 
 /// What an exchange is bound by.
 #[derive(Clone, Copy, Debug)]
@@ -238,83 +89,6 @@ pub(crate) enum Outcome {
     ClientGone,
 }
 
-/// What was sent of a request's content, for another try. It holds so much
-/// and no more.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    bytes: Vec<u8>,
-    /// How much was sent in all, held here or not.
-    total: u64,
-    max: usize,
-    is_whole: bool,
-}
-
-impl Kept {
-    /// For an exchange with an upstream that may refuse to begin: `max` bytes.
-    pub(crate) fn new(max: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            total: 0,
-            max,
-            is_whole: true,
-        }
-    }
-
-    /// Whether another try would be the same request.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.is_whole
-    }
-
-    fn push(&mut self, data: &[u8]) {
-        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        self.total = self.total.saturating_add(length);
-        if !self.is_whole {
-            return;
-        }
-        if self.bytes.len() + data.len() <= self.max {
-            self.bytes.extend_from_slice(data);
-        } else {
-            self.is_whole = false;
-            self.bytes = Vec::new();
-        }
-    }
-}
-
-/// A sink of which what goes in is kept.
-struct Keeping<'k, S> {
-    sink: &'k mut S,
-    kept: &'k mut Kept,
-}
-
-impl<S: Sink> Sink for Keeping<'_, S> {
-    fn is_full(&self) -> bool {
-        self.sink.is_full()
-    }
-
-    fn put(&mut self, data: &[u8]) {
-        self.kept.push(data);
-        self.sink.put(data);
-    }
-
-    fn finish(&mut self, trailers: Option<&Head>) {
-        self.sink.finish(trailers);
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.sink.poll_send(cx)
-    }
-
-    fn passes(&self) -> bool {
-        self.sink.passes()
-    }
-
-    fn poll_pass(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(self.sink.poll_pass(cx, data))?;
-        self.kept.push(data.get(..n).unwrap_or(data));
-        Poll::Ready(Ok(n))
-    }
-}
-
 /// What the two directions tell each other.
 #[derive(Debug, Default)]
 struct Flow {
@@ -339,14 +113,6 @@ pub(crate) struct Question<'a> {
     pub(crate) is_stopping: &'a dyn Fn() -> bool,
     /// Of an upstream that is a SPIFFE peer and this exchange's alone.
     pub(crate) admission: Option<&'a Admission>,
-}
-
-/// One side of an exchange: what comes from it, what goes to it, and a
-/// deadline for each.
-pub(crate) struct Side<'s, I, O, T> {
-    pub(crate) incoming: I,
-    pub(crate) outgoing: O,
-    pub(crate) timers: &'s mut Timers<T>,
 }
 
 /// Runs an exchange. The upstream's side holds the request's head, ready to be
@@ -444,7 +210,7 @@ async fn send<R: Runtime>(
         why,
     };
     // What an earlier try has taken from the client.
-    up.put(&kept.bytes);
+    up.put(kept.bytes());
     // A call that streams may be silent for as long as it likes.
     let mut pace = Pace::new(if is_call(head) { 0 } else { terms.rate_min });
     let mut no_pace = Pace::new(0);
@@ -455,7 +221,7 @@ async fn send<R: Runtime>(
         if !as_it_is && let Err(why) = body.pull(&mut keeping) {
             return failed(400, why);
         }
-        let total = keeping.kept.total;
+        let total = keeping.kept.total();
         if terms.body_max.is_some_and(|max| total > max) {
             return failed(413, "the body is larger than maxRequestBodyBytes");
         }

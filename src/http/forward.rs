@@ -9,7 +9,8 @@ use std::time::Instant;
 use log::{debug, info, warn};
 
 use super::Http;
-use super::exchange::{self, Answered, Asking, Kept, Outcome, Question, Side, Terms, unless_gone};
+use super::exchange::side::{Answered, Asking, Side};
+use super::exchange::{self, Kept, Outcome, Question, Terms, unless_gone};
 use super::fields::{Client, forwards_left, is_loop, write_request};
 use super::h1::body::Decoder;
 use super::h1::sides as h1;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures_lite::AsyncRead;
 
-use super::exchange::{Sink, Source};
+use super::exchange::side::{Sink, Source};
 use crate::runtime::{Runtime, Timer};
 use crate::spare::Spares;
 

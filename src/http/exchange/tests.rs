@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::*;
 use crate::http::h1::parse::{self, Parsed, Scanner};
 use crate::http::message::head::Limits;
+use crate::http::wire::Timers;
 use crate::runtime::{epoll, within};
 
 /// Has sent a few bytes, and then what is told once, and then nothing.

@@ -13,7 +13,7 @@ use super::parse::{self, Parsed, Scanner};
 use super::sides::{Answer, Incoming, Outgoing};
 use crate::dial;
 use crate::drain::Running;
-use crate::http::exchange::Side;
+use crate::http::exchange::side::Side;
 use crate::http::fields::Client;
 use crate::http::forward::{After, Downstream, Journey};
 use crate::http::h2::PREFACE;

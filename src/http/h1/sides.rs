@@ -10,7 +10,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::body::{Decoder, Encoder};
 use super::parse::{self, Scanner};
-use crate::http::exchange::{Answered, Answering, Asking, NoHead, Sink, Source, Watched};
+use crate::http::exchange::side::{Answered, Answering, Asking, NoHead, Sink, Source, Watched};
 use crate::http::fields::{Leaving, write_response};
 use crate::http::message::head::{Head, Limits};
 use crate::http::message::request::{Method, Request};

@@ -23,7 +23,7 @@ use super::io::{Io, Traffic};
 use super::sides::{Answer, Ask, Body, Respond};
 use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::drain::Running;
-use crate::http::exchange::{Side, Sink};
+use crate::http::exchange::side::{Side, Sink};
 use crate::http::fields::Client;
 use crate::http::forward::{After, Downstream, Journey};
 use crate::http::message::head::Head;

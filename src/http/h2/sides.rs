@@ -14,7 +14,9 @@ use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::convert;
-use crate::http::exchange::{Answered, Answering, Asking, NoHead, NotBegun, Sink, Source, Watched};
+use crate::http::exchange::side::{
+    Answered, Answering, Asking, NoHead, NotBegun, Sink, Source, Watched,
+};
 use crate::http::h1::sides::RESPONSE_HEAD;
 use crate::http::message::Framing;
 use crate::http::message::head::Head;

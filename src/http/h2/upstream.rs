@@ -20,7 +20,7 @@ use super::io::{Io, Traffic};
 use super::sides::{Incoming, Out, Outgoing, io_error};
 use super::{FAULTS_MAX, SEND_BUFFER};
 use crate::dial::{Admission, DialError, Loss, Upstream};
-use crate::http::exchange::NotBegun;
+use crate::http::exchange::side::NotBegun;
 use crate::http::message::Framing;
 use crate::http::message::request::Request;
 use crate::http::wire::ReadBuf;
