@@ -67,24 +67,25 @@ soak: build
 
 # Compiled with counters, put through a soak, and compiled again by what they counted. The flags are the target's alone,
 # so that nothing that runs at build time counts; all is made anew, as Cargo does not see that a profile has changed.
-PGO = $(CURDIR)/target/pgo
+# A soak that fails is no profile, and ends it.
 HOST = $(shell rustc --print host-tuple)
 LLVM_PROFDATA ?= $(shell rustc --print target-libdir)/../bin/llvm-profdata
 PGO_BUILD = $(CARGO) build --release --locked --bin svidgate --target $(HOST) --target-dir
 
 llvm-tools:
-	@test -x "$(LLVM_PROFDATA)" || rustup component add llvm-tools || \
-	  { echo 'make pgo needs llvm-profdata of the version of LLVM that rustc has: rustup component add llvm-tools,' \
-	         'or LLVM_PROFDATA=FILE' >&2; exit 1; }
+	@command -v "$(LLVM_PROFDATA)" >/dev/null || rustup component add llvm-tools
+	@command -v "$(LLVM_PROFDATA)" >/dev/null || \
+	  { echo 'no $(LLVM_PROFDATA). LLVM_PROFDATA=FILE says where one of the LLVM is that rustc has' >&2; exit 1; }
 
 pgo: llvm-tools
-	rm -rf $(PGO)
-	RUSTFLAGS='-Cprofile-generate=$(PGO)/counts' $(PGO_BUILD) $(PGO)/counting
+	$(if $(word 2,$(CURDIR)),$(error the path of the checkout has a space, which RUSTFLAGS cannot carry))
+	rm -rf target/pgo
+	RUSTFLAGS='-Cprofile-generate=$(CURDIR)/target/pgo/counts' $(PGO_BUILD) target/pgo/counting
 	$(CARGO) build --release --locked --example soak
-	target/release/examples/soak $(PGO)/counting/$(HOST)/release/svidgate $(or $(SOAK_SECONDS),60)
-	$(LLVM_PROFDATA) merge --output=$(PGO)/profile $(PGO)/counts
-	RUSTFLAGS='-Cprofile-use=$(PGO)/profile' $(PGO_BUILD) $(PGO)/build
-	cp $(PGO)/build/$(HOST)/release/svidgate $(PGO)/svidgate
+	target/release/examples/soak target/pgo/counting/$(HOST)/release/svidgate $(or $(SOAK_SECONDS),60)
+	'$(LLVM_PROFDATA)' merge --output=target/pgo/profile target/pgo/counts
+	RUSTFLAGS='-Cprofile-use=$(CURDIR)/target/pgo/profile' $(PGO_BUILD) target/pgo/build
+	cp target/pgo/build/$(HOST)/release/svidgate target/pgo/svidgate
 
 # BENCH='--only request,body --peers svidgate,nginx --rounds 3': a part of it, without writing the results.
 bench: build $(if $(BENCH),,pgo)

@@ -114,9 +114,10 @@ TITLES = {**MEASURES, **MEMORY, **OWN}
 def build(text):
     """A name and a program."""
     name, _, file = text.partition("=")
-    if not name.isidentifier() or name in peers.ALL or not os.access(file, os.X_OK):
+    file = pathlib.Path(file).resolve()
+    if not name.isidentifier() or name in peers.ALL or not (file.is_file() and os.access(file, os.X_OK)):
         raise argparse.ArgumentTypeError(f"{text}: a new name, and a program, as in NAME=FILE")
-    return name, pathlib.Path(file)
+    return name, file
 
 
 def main():
@@ -135,6 +136,8 @@ def main():
     for name in options.peers:
         if name not in peers.ALL:
             arguments.error(f"{name} is not one of {', '.join(peers.ALL)}")
+    if options.own and "svidgate" not in options.peers or len(dict(options.own)) < len(options.own):
+        arguments.error("--own stands beside svidgate, and each has a name of its own")
     if options.smoke:
         options.rounds = options.seconds = 1
     # Both ends of every connection are here, in a proxy or in the backend.

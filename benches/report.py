@@ -41,16 +41,19 @@ def table(results, titles):
 
 
 def ratios(results, titles, own):
-    """The medians of our own builds beside the best of the others'."""
+    """The medians of our own builds beside the best of the others', or, where
+    there is no other, beside svidgate's."""
     lines = []
     for what in measured(results, titles):
-        seen = {name: median(results, name, what) for name in results}
-        others = {name: value for name, value in seen.items() if name not in own and value is not None}
-        best = min(others, key=others.get) if others else None
-        if best is None or titles[what].unit == "times one":
+        if titles[what].unit == "times one":
             continue
-        beside = [f"{name} {seen[name] / others[best]:.2f}" for name in own if seen[name] is not None]
-        lines.append(f"{titles[what].title}: {', '.join(beside)} of the best peer ({best})")
+        seen = {name: median(results, name, what) for name in results}
+        ours = {name: seen[name] for name in own if seen[name] is not None}
+        others = {name: value for name, value in seen.items() if name not in own and value is not None}
+        best = min(others, key=others.get) if others else "svidgate"
+        beside = [f"{name} {value / seen[best]:.2f}" for name, value in ours.items() if name != best]
+        if beside:
+            lines.append(f"{titles[what].title}: {', '.join(beside)} of {'the best peer, ' if others else ''}{best}")
     return "\n".join(lines)
 
 
@@ -67,7 +70,7 @@ def write(results, titles, own, options):
 Written by `make bench` on {datetime.date.today()}: {machine()}, {options.rounds} rounds of {options.seconds} s, one worker or
 thread for each proxy. Median (least-most). CPU is the proxy's own, by the kernel's scheduler; load, proxy and backend
 share the cores. What each row is stands in `benches/bench.py`, how each proxy is configured in `benches/peers.py`. `svidgate`
-is what `make build` makes, `pgo` what `make pgo` makes of the same code.
+is what `make build` makes, and `pgo` what `make pgo` makes of the same code.
 
 {table(results, titles)}
 

@@ -49,7 +49,7 @@ impl Fields for HeadWriter<'_> {
     }
 }
 
-/// What is the same for all client connections.
+/// What we say of ourselves, the same for all client connections.
 #[derive(Debug)]
 pub(crate) struct Hop {
     /// Our host name, for `X-Forwarded-Server`.
@@ -76,7 +76,7 @@ pub(crate) struct Client {
     /// Whether its forwarding headers are believed.
     trusted: bool,
     hop: Rc<Hop>,
-    /// The lines of this one, if untrusted, ready made: its address first.
+    /// The lines of this one, if untrusted, ready made. Each has its address.
     lines: Lines,
 }
 

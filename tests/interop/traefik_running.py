@@ -481,7 +481,7 @@ def expired(of):
                 stream.settimeout(10)
                 stream.sendall(b"x")
                 return stream.recv(1)
-        except OSError:
+        except (ConnectionResetError, BrokenPipeError, TimeoutError):
             return b""
 
     eventually("both serve", lambda: pair.each(echo, pair.tcp) == (b"x", b"x"), 60)

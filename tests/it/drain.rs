@@ -16,6 +16,7 @@ crate::on_both!(
     each_entry_point_has_a_grace_of_its_own,
     idle_connections_are_nothing_that_is_left,
     a_connection_that_came_in_late_is_still_served,
+    empty_lines_give_a_late_connection_no_more_time,
 );
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -233,6 +234,29 @@ fn a_connection_that_came_in_late_is_still_served(on: On) {
     );
     // One that never asks is not waited for as long as that.
     let begin = Instant::now();
+    assert!(proxy.end().unwrap());
+    assert!(begin.elapsed() < Duration::from_secs(8));
+}
+
+fn empty_lines_give_a_late_connection_no_more_time(on: On) {
+    let (api, _is_asked, _release) = backend();
+    let db = Backend::plain(echo_bytes);
+    let proxy = start(on, (&api, ""), (&db, ""));
+    let open = "svidgate_connections_open{entrypoint=\"web\"}";
+    let mut late = proxy.connect("web");
+    eventually("it is accepted", || {
+        (proxy.metric(open) >= Some(1.0)).then_some(())
+    });
+    let begin = Instant::now();
+    proxy.stop();
+    let web = proxy.address("web");
+    eventually("the drain has begun", || TcpStream::connect(web).err());
+    for piece in [b"\r", b"\n"] {
+        late.write_all(piece).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // It has asked for nothing, and is not counted as cut.
+    assert_eq!(read_to_end(&mut late), "");
     assert!(proxy.end().unwrap());
     assert!(begin.elapsed() < Duration::from_secs(8));
 }

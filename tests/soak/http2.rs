@@ -63,13 +63,18 @@ fn tls(realm: &Arc<Realm>) -> Arc<ServerConfig> {
 /// one of HTTP/1.1.
 pub fn calls(world: &World, kind: &'static str) {
     let web = SocketAddr::from((Ipv4Addr::LOCALHOST, world.web));
-    let client = Client::connect(web);
+    let mut client = Client::connect(web);
     while world.goes_on() {
         let count = fastrand::usize(1..=AT_ONCE_MAX);
         let since = Instant::now();
         let asked = (0..count).map(|_| ask(&client));
+        let mut is_lost = false;
         for outcome in client.run(join_all(asked)) {
+            is_lost |= matches!(outcome, Err(Failure::Broken(_)));
             world.judge(kind, since, outcome);
+        }
+        if is_lost {
+            client = Client::connect(web);
         }
         pause(20);
     }
@@ -100,11 +105,11 @@ async fn ask(client: &Client) -> Outcome {
     };
     let (sent, got) =
         futures_util::future::join(upload(stream, body, None), answer(response)).await;
-    sent.map_err(broken)?;
     let got = got.map_err(broken)?;
     if got.status() != 200 {
         return Err(Failure::Status(got.status()));
     }
+    sent.map_err(broken)?;
     same(&got.body, &due)
 }
 

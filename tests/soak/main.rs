@@ -148,7 +148,18 @@ fn main() -> ExitCode {
     let status = svidgate.end();
 
     let mut wrong = report_load(&world);
-    wrong.extend(report_rest(&script.events, memory, &before, &after, status));
+    let shared = calls.accepted() as f64;
+    wrong.extend(report_rest(
+        &script.events,
+        memory,
+        shared,
+        [&before, &after],
+        status,
+    ));
+    let carried = world.tallies.lock().unwrap()[TO_HTTP2].ok as f64;
+    if shared * 10.0 > carried {
+        wrong.push("connections to the HTTP/2 backend are not shared".to_owned());
+    }
     if crashed > 0 {
         wrong.push(format!("{crashed} clients of ours panicked"));
     }
@@ -1138,8 +1149,8 @@ fn report_load(world: &World) -> Vec<String> {
 fn report_rest(
     events: &BTreeMap<&'static str, u64>,
     [first, last, growth]: [f64; 3],
-    before: &Samples,
-    after: &Samples,
+    shared: f64,
+    [before, after]: [&Samples; 2],
     status: Option<i32>,
 ) -> Vec<String> {
     let times = |event: &str| events.get(event).map_or(0.0, |times| *times as f64);
@@ -1155,6 +1166,7 @@ fn report_rest(
         ("reloads refused", refused, refused == times(BROKEN_FILE)),
         ("identity updates that came", more(ISSUED), true),
         ("closed for lost trust", more(TRUST_LOST), true),
+        ("connections to the HTTP/2 backend", shared, true),
         ("resident after the warm-up, KiB", first, true),
         ("resident at the end, KiB", last, true),
         ("growth, %", growth, growth < GROWTH_MAX),

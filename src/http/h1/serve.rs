@@ -128,7 +128,10 @@ impl<R: Runtime> Connection<R> {
     }
 
     /// Serves it until no further request can come.
-    #[expect(clippy::manual_async_fn, reason = "it has room for arguments twice")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn would have room for its arguments twice"
+    )]
     pub(crate) fn run(
         &mut self,
         http: &Http<R>,
@@ -206,7 +209,10 @@ impl<R: Runtime> Connection<R> {
     }
 
     /// Waits for a request head.
-    #[expect(clippy::manual_async_fn, reason = "it has room for arguments twice")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn would have room for its arguments twice"
+    )]
     fn next_request(
         &mut self,
         http: &Http<R>,
@@ -219,9 +225,10 @@ impl<R: Runtime> Connection<R> {
             let mut empty_lines = 0;
             // An absolute deadline for a head that has begun, so that a client
             // cannot stretch it byte by byte.
-            let mut until = None;
-            // Whether the stop of the proxy has come before the first byte.
-            let mut is_late = false;
+            let mut head_deadline = None;
+            // Another for a connection that has asked for nothing when the
+            // proxy is stopped.
+            let mut stopping_deadline = None;
             loop {
                 let refused = match begins_with_preface(self.conn.inbuf.data()) {
                     Some(true) if is_first => return Err(Ending::Http2),
@@ -242,26 +249,27 @@ impl<R: Runtime> Connection<R> {
                 let max = entry.head.bytes_max + READ_BYTES;
                 let deadline = if is_idle && is_first && running.is_stopping() {
                     // It has come in late; its request may be on its way.
-                    if !is_late || until.is_none() {
-                        until = http.after(Some(FIRST_REQUEST));
-                        running.set_finished(true);
+                    if stopping_deadline.is_none() {
+                        stopping_deadline = http.after(Some(FIRST_REQUEST));
                     }
-                    is_late = true;
-                    until
+                    running.set_finished(true);
+                    stopping_deadline
                 } else if is_idle && !is_first {
+                    // An empty line was no beginning.
+                    head_deadline = None;
                     http.after(entry.idle_timeout)
                 } else {
-                    if until.is_none() {
-                        until = http.after(entry.read_timeout);
+                    if head_deadline.is_none() {
+                        head_deadline = http.after(entry.read_timeout);
                     }
-                    until
+                    head_deadline
                 };
                 if is_idle {
                     self.conn.give_back();
                 }
                 let conn = &mut self.conn;
                 conn.timers.read.set(deadline);
-                let minds_stop = is_idle && !is_late;
+                let minds_stop = is_idle && stopping_deadline.is_none();
                 let filled = poll_fn(move |cx| {
                     let Conn {
                         stream,
@@ -285,9 +293,6 @@ impl<R: Runtime> Connection<R> {
                     Ok(0) | Err(Stop::Io(_)) => End::Gone,
                     // It begins now, not when the connection fell idle.
                     Ok(_) if is_idle => {
-                        if is_late {
-                            until = None;
-                        }
                         running.set_finished(false);
                         self.adopt_plan(http);
                         continue;
