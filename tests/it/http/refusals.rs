@@ -8,6 +8,7 @@ crate::on_both!(
     no_router_is_404_and_the_connection_goes_on,
     a_request_that_could_be_read_in_two_ways_is_refused,
     a_head_that_does_not_come_is_408,
+    an_empty_line_in_pieces_is_not_the_beginning_of_a_head,
     a_body_over_the_limit_is_413,
     a_response_head_that_does_not_come_is_504,
     a_wrong_identity_is_502_and_no_request_is_sent,
@@ -238,6 +239,31 @@ fn a_head_that_does_not_come_is_408(on: On) {
         answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
         "{answer}"
     );
+}
+
+/// The time of the next head counts from its own first byte.
+fn an_empty_line_in_pieces_is_not_the_beginning_of_a_head(on: On) {
+    let backend = Backend::plain(echo_heads);
+    let read_timeout = "transport.respondingTimeouts.readTimeout = \"2s\"";
+    let proxy = plain_http(on, &backend, read_timeout);
+    let mut client = proxy.connect("web");
+    let pieces = [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n\r", 50),
+        ("\n", 2100),
+        ("GET / HTTP/1.1\r\nHo", 50),
+        ("st: a\r\nConnection: close\r\n\r\n", 0),
+    ];
+    for (piece, pause) in pieces {
+        client.write_all(piece.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+    }
+    let answers = read_to_end(&mut client);
+    assert_eq!(
+        answers.matches("HTTP/1.1 200 OK\r\n").count(),
+        2,
+        "{answers}"
+    );
+    assert!(!answers.contains("HTTP/1.1 408 "), "{answers}");
 }
 
 fn a_body_over_the_limit_is_413(on: On) {
