@@ -120,6 +120,11 @@ def build(text):
     return name, file
 
 
+def builds(options):
+    """The names of svidgate."""
+    return ["svidgate", *dict(options.own)]
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--rounds", type=int, default=5)
@@ -145,11 +150,11 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with Processes() as processes:
         results = run(processes, options)
-    own = [name for name in results if name == "svidgate" or name in dict(options.own)]
+    ours = builds(options)
     print(report.table(results, TITLES))
-    print(report.ratios(results, TITLES, own))
+    print(report.ratios(results, TITLES, ours))
     if options.write:
-        report.write(results, TITLES, own, options)
+        report.write(results, TITLES, ours, options)
 
 
 def run(processes, options):
@@ -233,7 +238,7 @@ def own(scene, running, starters, options, note):
     for what, changed in {"workers": {"workers": 2}, "routes": {"routes": ROUTES}}.items():
         if what not in options.only:
             continue
-        names = [name for name in running if what == "workers" or name == "svidgate" or name in dict(options.own)]
+        names = [name for name in running if what == "workers" or name in builds(options)]
         changed = peers.Scene(scene.processes, scene.backends, **changed)
         others = {name: starters[name](changed)[0] for name in names}
         take = MEASURES["request"].take

@@ -48,7 +48,7 @@ def ratios(results, titles, own):
         if titles[what].unit == "times one":
             continue
         seen = {name: median(results, name, what) for name in results}
-        ours = {name: seen[name] for name in own if seen[name] is not None}
+        ours = {name: seen[name] for name in own if seen.get(name) is not None}
         others = {name: value for name, value in seen.items() if name not in own and value is not None}
         best = min(others, key=others.get) if others else "svidgate"
         beside = [f"{name} {value / seen[best]:.2f}" for name, value in ours.items() if name != best]

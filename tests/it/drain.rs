@@ -214,19 +214,25 @@ fn idle_connections_are_nothing_that_is_left(on: On) {
     }
 }
 
-fn a_connection_that_came_in_late_is_still_served(on: On) {
-    let (api, _is_asked, _release) = backend();
-    let db = Backend::plain(echo_bytes);
-    let proxy = start(on, (&api, ""), (&db, ""));
-    // Accepted, and its request is still on the way.
+/// A client that was accepted before the drain, with its request still on the
+/// way.
+fn late_client(proxy: &Running) -> TcpStream {
     let open = "svidgate_connections_open{entrypoint=\"web\"}";
-    let mut late = proxy.connect("web");
+    let late = proxy.connect("web");
     eventually("it is accepted", || {
         (proxy.metric(open) >= Some(1.0)).then_some(())
     });
     proxy.stop();
     let web = proxy.address("web");
     eventually("the drain has begun", || TcpStream::connect(web).err());
+    late
+}
+
+fn a_connection_that_came_in_late_is_still_served(on: On) {
+    let (api, _is_asked, _release) = backend();
+    let db = Backend::plain(echo_bytes);
+    let proxy = start(on, (&api, ""), (&db, ""));
+    let mut late = late_client(&proxy);
     send(&mut late, "/", "1.1");
     assert_eq!(
         read_to_end(&mut late),
@@ -242,15 +248,8 @@ fn empty_lines_give_a_late_connection_no_more_time(on: On) {
     let (api, _is_asked, _release) = backend();
     let db = Backend::plain(echo_bytes);
     let proxy = start(on, (&api, ""), (&db, ""));
-    let open = "svidgate_connections_open{entrypoint=\"web\"}";
-    let mut late = proxy.connect("web");
-    eventually("it is accepted", || {
-        (proxy.metric(open) >= Some(1.0)).then_some(())
-    });
     let begin = Instant::now();
-    proxy.stop();
-    let web = proxy.address("web");
-    eventually("the drain has begun", || TcpStream::connect(web).err());
+    let mut late = late_client(&proxy);
     for piece in [b"\r", b"\n"] {
         late.write_all(piece).unwrap();
         std::thread::sleep(Duration::from_millis(50));
